@@ -253,9 +253,7 @@ class Sealing:
         key = key_of(named) if named.startswith("12D3") else named
         if named and (key in state.convicted or peer_of(key) == self._link.liar):
             return 0.0
-        agreed = [each.number for each in state.terms if each.begins <= state.rooted_by]
-        doubled = term - max(agreed, default=0)
-        return self._handover_s * 2.0 ** min(doubled, MOST_DOUBLINGS)
+        return self._handover_s * 2.0 ** min(term - state.worked, MOST_DOUBLINGS)
 
     async def hand_over(self) -> None:
         """Have another coordinator lead where the one does that this node has started: its owner

@@ -97,7 +97,7 @@ class Fold:
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
         self.electors, self.certified = list[Any](), list[tuple[int, int]]()
-        self.term, self.final, self.leaders = 0, 0, list[str]()
+        self.term, self.worked, self.final, self.leaders = 0, 0, 0, list[str]()
         self.lot, self.lately = "", dict[int, Counter[str]]()
         self.charges, self.heard, self.begun = (
             dict[int, Any](),
@@ -609,6 +609,7 @@ class Fold:
             if not self.accounts[name].barred:
                 self.grant("data", f"data/{now.round}/{name}", name, units, due, round=now.round)
         self.states.append(b.root)
+        self.worked = self.term
         self.tails = {peer: self.tail(now.round, h) for peer, h in now.steps.items()}
         moved = [peer for peer in now.accepted if not now.shown[peer].empty]
         self.kinds |= {peer: now.shown[peer].hardware for peer in moved}
@@ -676,11 +677,10 @@ class Fold:
     def handover(self, b: Any) -> Rule:
         of, known = max((item["of"], item["size"]) for item in b.seals)
         yield (not of <= self.term < b.term or known > self.index) and "out_of_order"
-        named, later = self.coordinators, b.term - self.term - 1
-        weights = self.electors[-1].weights if self.electors else {}
+        named, weights = self.coordinators, self.electors[-1].weights if self.electors else {}
         order = sorted(weights, key=lambda p: (-weights[p], p))
-        turn = later - len(named)
-        chosen = named[b.term % len(named)] if turn < 0 else order and order[turn % len(order)]
+        turn = (b.term - self.worked - 1) % (len(named) + len(order)) - len(named)
+        chosen = named[b.term % len(named)] if turn < 0 else order[turn]
         signers = {b.coordinator} | ({key_of(b.node)} if b.node else set())
         wrong = chosen != (b.node or b.coordinator) or self.by != signers
         yield (wrong or signers & self.convicted) and "wrong_signers"
@@ -798,6 +798,7 @@ class Fold:
         if self.attempt and self.attempt.round == self.round:
             self.begun[self.round] = max(self.begun[self.round], self.attempt.attempt + 1)
         del self.states[number + 1 :]
+        self.worked = self.term
         vars(self).update(self.anchors[number].kept, attempt=None, earned_to=earned_to)
         self.charges = {n: charge for n, charge in self.charges.items() if n <= number}
         self.heard = {(n, name) for n, name in self.heard if n <= number}
@@ -818,7 +819,7 @@ class Fold:
             if b.closing == 2 or not (self.frozen_until(source) or self.waits(item, doubted))
         ]
         yield b.credits != self.credit_root(free) and "wrong_credits"
-        self.closed = b.closing
+        self.closed, self.worked = b.closing, self.term
         kept = [] if b.closing == 2 else doubted
         self.audits = {source: a for source, a in self.audits.items() if a in kept}
         for source in free:

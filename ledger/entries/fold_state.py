@@ -170,6 +170,12 @@ class FoldState:
         """Whose time it is. Only where there is a manifest."""
         return self.terms[-1]
 
+    @property
+    def worked(self) -> int:
+        """The newest term in which a state was agreed on, or gone back to, or the run was closed;
+        0 before."""
+        return max((each.number for each in self.terms if each.begins <= self.rooted_by), default=0)
+
     def leaders(self) -> set[str]:
         """Keys (hex) that may lead: all that the manifest names, and who has led. Whose heads of
         a term count says :func:`.records.signers_in`."""

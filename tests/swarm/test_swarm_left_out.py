@@ -1,10 +1,12 @@
-"""A coordinator that answers, and leaves out what members say: the next one leads, and takes it."""
+"""A coordinator that answers, and leaves out what members say, or opens no round any more: the next
+one leads, and does what it did not."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from artel.ledger.store.keyfiles import NODE_KEY
 from artel.ledger.store.verify import verify_home
 from artel.node.link import NEIGHBOURS_FILE
+from artel.node.standstill import LEAST_S
 from artel.protocol import tether
 from artel.protocol.identity import load
 from places import WORLDS
@@ -21,12 +24,12 @@ from two_coordinators import HOMES, Two, write_run_of_two
 honest_command = tether.command
 
 
-def censoring(*arguments: str) -> tuple[str, ...]:
-    """As :func:`artel.protocol.tether.command`, but the first coordinator takes no disputes."""
+def led_by(program: str, *arguments: str) -> tuple[str, ...]:
+    """As :func:`artel.protocol.tether.command`, but the first coordinator is another program."""
     if arguments[:2] != ("coordinator", "start"):
         return honest_command(*arguments)
-    program = str(WORLDS / "censoring_coordinator.py")
-    return tether.tied(sys.executable, "-P", program, *arguments, death=signal.SIGTERM)
+    file = str(WORLDS / program)
+    return tether.tied(sys.executable, "-P", file, *arguments, death=signal.SIGTERM)
 
 
 async def dispute(swarm: Two, *where: str) -> tuple[int, str]:
@@ -56,7 +59,7 @@ async def dispute(swarm: Two, *where: str) -> tuple[int, str]:
 async def test_what_a_coordinator_leaves_out_gets_into_the_ledger_under_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tether, "command", censoring)
+    monkeypatch.setattr(tether, "command", partial(led_by, "censoring_coordinator.py"))
     run_file = write_run_of_two(tmp_path, handover_s=5.0)
     text = run_file.read_text().replace("vesting_rounds = 1", "vesting_rounds = 100")
     run_file.write_text(text)
@@ -81,3 +84,21 @@ async def test_what_a_coordinator_leaves_out_gets_into_the_ledger_under_the_next
     assert state.ignored == {}
     found = verify_home(tmp_path / HOMES[1])
     assert found.verified, found.checks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+async def test_a_run_whose_coordinator_opens_no_round_goes_on_under_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tether, "command", partial(led_by, "idle_coordinator.py"))
+    async with Two(tmp_path, write_run_of_two(tmp_path, handover_s=5.0)) as swarm:
+        await swarm.begin()
+        leads = swarm.until(HOMES[1], lambda s: s["role"] == "leader", "it leads", 3 * LEAST_S)
+        print(f"the other one leads after {await leads:.0f} s")
+        swarm.leads = HOMES[1]
+        await swarm.a_state()
+        await swarm.a_state()
+        decoded, state = ledger_of(tmp_path / HOMES[1])
+    assert [entry.kind for entry in decoded].count("handover") == 1
+    assert (state.round >= 5, state.ignored) == (True, {})

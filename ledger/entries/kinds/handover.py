@@ -127,14 +127,12 @@ class Handover(Body):
 
 def candidate(state: FoldState, term: int) -> str:
     """Who may begin a term: the key (hex) of a coordinator of the manifest, in order; once each of
-    them could have begun one and none did, an elector (peer id), the heaviest first; "" for nobody.
-    """
-    named, later = state.coordinators, term - state.term.number - 1
-    if later < len(named):
-        return named[term % len(named)]
-    weights = state.electors.present
+    them had its turn and no state came of it, an elector (peer id), the heaviest first; then they
+    begin again."""
+    named, weights = state.coordinators, state.electors.present
     order = sorted(weights, key=lambda node: (-weights[node], node))
-    return order[(later - len(named)) % len(order)] if order else ""
+    place = (term - state.worked - 1) % (len(named) + len(order))
+    return named[term % len(named)] if place < len(named) else order[place - len(named)]
 
 
 def handover(
