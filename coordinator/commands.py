@@ -28,7 +28,7 @@ from artel.protocol.commandline import (
     show,
     value,
 )
-from artel.protocol.errors import DecodeError, UsageError
+from artel.protocol.errors import EXIT_INTERRUPTED, DecodeError, UsageError
 from artel.protocol.options import Endpoint
 from artel.protocol.paths import expanded
 
@@ -91,7 +91,7 @@ app = commandline.group(
         2: "wrong input",
         3: "the coordinator cannot be reached",
         4: "this machine lacks something (port, disk, lock)",
-        130: "interrupted twice",
+        130: "interrupted: a second Ctrl-C; the first one where there is nothing to stop in order",
     },
 )
 
@@ -171,7 +171,7 @@ def standby(
 
 
 @app.command
-def key(*, home: Folder, as_json: AsJson = False) -> int:
+def key(*, home: Folder, as_json: AsJson = False, verbose: Verbose = False) -> int:
     """Print the key of a coordinator's home, for [coordination] standbys of a run file.
 
     example: artel coordinator key --home standby
@@ -201,21 +201,26 @@ def key(*, home: Folder, as_json: AsJson = False) -> int:
 
 
 @app.command
-def handover(*, home: Folder, as_json: AsJson = False) -> int:
+def handover(*, home: Folder, as_json: AsJson = False, verbose: Verbose = False) -> int:
     """Let the next coordinator lead, between two rounds; this one stands by then.
 
-    Waits until the next one leads. Where none is there, nothing changes.
+    Waits until the next one leads. Where none is there, nothing changes. Ctrl-C takes the request
+    back, unless the term is being ended already.
 
     example: artel coordinator handover --home coordinator
 
     :param home: of the coordinator that leads, on this machine
     """
-    from artel.coordinator.handing_over import hand_over
+    from artel.coordinator.handing_over import NOT_ASKED, hand_over
     from artel.ledger.entries.words import short_key
 
     # A service manager's signal takes the request back as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    facts = hand_over(expanded(home))
+    try:
+        facts = hand_over(expanded(home))
+    except KeyboardInterrupt as given_up:
+        print(str(given_up) or NOT_ASKED, file=sys.stderr)
+        return EXIT_INTERRUPTED
     line = f"term {facts['term']} is led by {short_key(facts['leader'])}"
     return show(facts, [line], as_json=as_json)
 

@@ -7,6 +7,7 @@ Whoever may write into a home is its owner: a file there asks the coordinator th
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,11 @@ somebody else's."""
 PATIENCE_S = 600.0
 """A round may have to end first."""
 POLL_S = 0.3
+NOT_ASKED = "nothing was asked for yet: the term goes on"
+_HINT = (
+    "ask again when that has changed; a coordinator of the run is started with: "
+    "artel coordinator standby INVITE --home DIR"
+)
 
 
 def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
@@ -31,6 +37,7 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
     :raises UsageError: the coordinator in this home does not lead, or it is no coordinator's
     :raises CheckFailed: nobody could lead after it; it goes on
     :raises Unreachable: none runs there (any more), or nobody has led in time
+    :raises KeyboardInterrupt: it was given up; says what becomes of what was asked
     """
     before = _status(home)
     if "role" not in before:
@@ -44,9 +51,11 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
         )
     request, until = home / REQUEST_FILE, time.monotonic() + patience
     files.require_ours(request, REQUEST.__eq__)
-    with files.told(home):
-        files.write(request, REQUEST)
+    written = False
     try:
+        with files.told(home):
+            files.write(request, REQUEST)
+        written = True
         while time.monotonic() < until:
             time.sleep(POLL_S)
             if not in_use(home):
@@ -54,18 +63,33 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
                     f"the coordinator in {home} has stopped; the others lead when its term is over",
                     f"when it is to stand by, start it again: {start_of('coordinator', home)}",
                 )
+            asked = is_asked(home)
             with contextlib.suppress(Unreachable):  # while it changes its part
                 now = _status(home)
                 if now.get("term", -1) > before["term"]:
                     return {"term": now["term"], "leader": now["leader"]}
-                if now.get("not_ending") and not is_asked(home):
-                    raise CheckFailed(
-                        f"the term goes on: {now['not_ending']}",
-                        "start the next coordinator: artel coordinator standby INVITE --home DIR",
-                    )
-        raise Unreachable(f"nobody leads another term after {patience:.0f} s", "try again")
+                if now.get("not_ending") and not asked:
+                    raise CheckFailed(f"the term goes on: {now['not_ending']}", _HINT)
+        raise Unreachable(
+            f"nobody leads another term after {patience:.0f} s",
+            _given_up(home, before["term"], written=written),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_given_up(home, before["term"], written=written)) from None
     finally:
-        forget(home)  # also when whoever asked gives up
+        take(home)  # also when whoever asked gives up
+
+
+def _given_up(home: Path, term: int, *, written: bool) -> str:
+    """What becomes of what was asked, when nobody waits for it any more."""
+    if take(home):
+        return f"the request is taken back: term {term} goes on"
+    if not written:
+        return NOT_ASKED
+    return (
+        f"term {term} is being ended, and that goes on; see: artel coordinator status --home "
+        f"{shlex.quote(str(home))}"
+    )
 
 
 def is_asked(home: Path) -> bool:
@@ -77,10 +101,15 @@ def is_asked(home: Path) -> bool:
         return False
 
 
-def forget(home: Path) -> None:
-    """It is answered."""
-    if is_asked(home):
-        (home / REQUEST_FILE).unlink(missing_ok=True)
+def take(home: Path) -> bool:
+    """Take the request away: it is answered, or taken back. One of the two gets it."""
+    if not is_asked(home):
+        return False
+    try:
+        (home / REQUEST_FILE).unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _status(home: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from artel.coordinator.circle import Circle
-from artel.coordinator.handing_over import forget, is_asked
+from artel.coordinator.handing_over import is_asked, take
 from artel.coordinator.recovery import require_leading
 from artel.coordinator.service import Coordinator
 from artel.coordinator.takeover import TermOver
@@ -25,7 +25,7 @@ from artel.ledger.store.published import term_of
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import round_state
-from artel.protocol.errors import ArtelError
+from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.net import wire
@@ -64,7 +64,7 @@ class TermWatch:
 
         :raises TermOver: a quorum of the electors has sealed the term
         """
-        forget(self._home)  # it was about another term
+        take(self._home)  # it was about another term
         await together((self._watch(), self._look_elsewhere()))
 
     async def _watch(self) -> None:
@@ -73,7 +73,6 @@ class TermWatch:
             self._require_unsealed()
             if is_asked(self._home):
                 await self._end_on_purpose()
-                forget(self._home)
             elif not self._core.ending and self._stalls() and time.monotonic() > self._not_before:
                 emit(log, "term.ending", logging.WARNING, term=self._term, why="some sealed it")
                 await self._end(True)
@@ -101,7 +100,7 @@ class TermWatch:
     async def _end_on_purpose(self) -> None:
         core = self._core
         core.not_ending = await self._nobody_follows()
-        if not core.not_ending:
+        if take(self._home) and not core.not_ending:  # else it was taken back meanwhile
             emit(log, "term.ending", term=self._term, why="the owner asked for it")
             await self._end(True)
 
@@ -117,8 +116,10 @@ class TermWatch:
         try:
             source = PeerSource(core.host, peer, core.run)
             texts = notes_in(await source.files(*HEADS, timeout=ASK_S))
+        except Unreachable:
+            return f"the next coordinator, {short_peer(peer)}, does not answer"
         except ArtelError as error:
-            return f"the next coordinator, {short_peer(peer)}, does not answer: {error.message}"
+            return f"the next coordinator, {short_peer(peer)}, answers wrong: {error.message}"
         if max(map(size_of, texts), default=0) < core.ledger.store.size - BEHIND:
             return f"the next coordinator, {short_peer(peer)}, does not hold the ledger yet"
         return ""

@@ -22,7 +22,7 @@ import pytest
 
 from artel import cli
 from artel.coordinator.commands import render
-from artel.coordinator.handing_over import REQUEST_FILE, hand_over
+from artel.coordinator.handing_over import REQUEST_FILE, hand_over, is_asked, take
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import tether
@@ -247,6 +247,12 @@ def test_a_node_takes_no_part_in_the_home_of_a_coordinator(
     assert not (tmp_path / "account.key").exists()
 
 
+@pytest.mark.parametrize("command", ["key", "handover", "status", "start", "standby"])
+def test_every_command_takes_verbose(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["coordinator", command, "--help"]) == 0
+    assert "--verbose" in capsys.readouterr().out
+
+
 # --- status ---------------------------------------------------------------------------------------
 
 
@@ -332,21 +338,35 @@ def test_it_ends_when_its_coordinator_has_stopped(tmp_path: Path) -> None:
     assert not (home / REQUEST_FILE).exists()
 
 
-def test_the_request_goes_with_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [(False, "the request is taken back: term 2 goes on"), (True, "term 2 is being ended, and")],
+)
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_who_gives_up_is_told_what_becomes_of_the_request(
+    tmp_path: Path, *, taken: bool, said: str, stop: signal.Signals
+) -> None:
     with serving(LEADS) as url:
         home = home_at(tmp_path, url)
         lock = HomeLock(home)
         try:
             command = tether.command("coordinator", "handover", "--home", str(home))
-            process = subprocess.Popen(command, env=tether.environment())
+            process = subprocess.Popen(
+                command, env=tether.environment(), stderr=subprocess.PIPE, text=True
+            )
             until = time.monotonic() + 30.0
-            while not (home / REQUEST_FILE).exists() and time.monotonic() < until:
+            while not is_asked(home) and time.monotonic() < until:
                 time.sleep(0.05)
-            assert (home / REQUEST_FILE).exists()
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30.0) == EXIT_INTERRUPTED
+            assert is_asked(home)
+            if taken:
+                assert take(home)
+            process.send_signal(stop)
+            _, errors = process.communicate(timeout=30.0)
+            assert process.returncode == EXIT_INTERRUPTED
         finally:
             lock.release()
+    assert errors.startswith(said)
+    assert errors.count("\n") == 1
     assert not (home / REQUEST_FILE).exists()
 
 

@@ -94,6 +94,32 @@ async def test_the_owner_is_told_why_a_term_cannot_end(
             assert not office.core.ending
 
 
+async def test_a_request_that_is_taken_back_meanwhile_ends_nothing(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the command says when it is interrupted holds: one of the two takes the request."""
+    await agreed(office, members)
+    looks, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(watch: TermWatch) -> str:
+        looks.set()
+        await goes_on.wait()
+        return ""
+
+    monkeypatch.setattr(TermWatch, "_nobody_follows", slowly)
+    async with watched(office):
+        for taken_back in (True, False):
+            looks.clear(), goes_on.clear()
+            (office.home / handing_over.REQUEST_FILE).write_bytes(handing_over.REQUEST)
+            await asyncio.wait_for(looks.wait(), 10)
+            if taken_back:
+                assert handing_over.take(office.home)
+            goes_on.set()
+            await asyncio.sleep(0.3)
+            assert office.core.ending is not taken_back
+        assert not handing_over.take(office.home)
+
+
 async def test_a_file_of_somebody_else_is_left_alone(office: Office) -> None:
     other = office.home / handing_over.REQUEST_FILE
     other.write_text("notes on the handover of the flat")
