@@ -21,6 +21,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
 
     ``credit`` is vested and pending; ``awaiting`` is accepted, but its state is not agreed yet;
     ``served`` and ``fetched`` are the bytes of content by peer.
+    ``unsealed`` are the electors whose seals are missing while nobody leads.
     ``share`` is what it would be if everything that is pending vested.
     """
     session, fold = daemon.session, daemon.session.replica.state
@@ -56,6 +57,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "term": fold.term.number,
         "sealed": session.sealing.term,
         "waiting": session.sealing.waiting(),
+        "unsealed": session.sealing.unsealed(),
         "uptime": time.time() - daemon.started,
         "last_error": daemon.last_error,
     }

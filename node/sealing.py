@@ -58,6 +58,8 @@ AHEAD = 8
 """By how much longer an elector waits that does not know whether the others have come as far."""
 MOST_DOUBLINGS = 10
 """Terms in a row without a state, for each of which an elector waits twice as long."""
+SHOWN = 4
+"""Electors that are named."""
 LINGER_S = 10.0
 """So long the node whose coordinator leads stays when the run is over: others hear it from that."""
 
@@ -131,13 +133,32 @@ class Sealing:
         if not state.size or not self.waits:
             return ""
         silent = "" if lost is None else f"the coordinator has been silent for {self._for(lost)}; "
+        seals = self._seals_in_words(state)
         if self.term < state.term.number:
             if not self._is_elector(state):
-                return f"{silent}others decide whether the next one leads"
+                return f"{silent}others decide whether the next one leads{seals}"
             left = self._patience(state, state.term.number)
             return f"{silent}after {left:,.0f} s this node seals its term, so that another leads"
         next = _name(self._next)
-        return f"{silent}this node has sealed term {self.term}; waiting for {next} to lead"
+        return f"{silent}this node has sealed term {self.term}{seals}; waiting for {next} to lead"
+
+    def unsealed(self) -> list[str]:
+        """Electors (peer ids) of whom no seal is known here that ends the term, or the later one
+        that this node has sealed; none while somebody leads, or where a quorum has sealed it."""
+        state = self._replica.state
+        term = max(self.term, self.present)
+        if not self.waits or self._come_to(state, term):
+            return []
+        return sorted(self._electors(state) - self._sealed_by(term))
+
+    def _seals_in_words(self, state: FoldState) -> str:
+        missing = self.unsealed()
+        if not missing:
+            return ""
+        names = ", ".join(map(short_peer, missing[:SHOWN]))
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        have, count = len(self._electors(state)) - len(missing), len(self._electors(state))
+        return f"; sealed by {have} of {count} electors, not by {names}{more}"
 
     def _for(self, since: float) -> str:
         return f"{max(0.0, self._clock() - since):,.0f} s"
@@ -240,12 +261,18 @@ class Sealing:
 
     def _come_to(self, state: FoldState, term: int) -> bool:
         """Whether a quorum of the electors is known to have sealed a term, or a later one."""
+        return state.electors.quorum(state.trusted(self._sealed_by(term)))
+
+    def _sealed_by(self, term: int) -> set[str]:
+        """Who is known to have sealed a term, or a later one."""
         known = {**self._link.seals, self._host.peer_id: self.term}
-        nodes = state.trusted(peer for peer, sealed in known.items() if sealed >= term)
-        return state.electors.quorum(nodes)
+        return {peer for peer, sealed in known.items() if sealed >= term}
+
+    def _electors(self, state: FoldState) -> set[str]:
+        return {peer for each in state.electors.sets for peer in each.weights}
 
     def _is_elector(self, state: FoldState) -> bool:
-        return any(self._host.peer_id in each.weights for each in state.electors.sets)
+        return self._host.peer_id in self._electors(state)
 
     def _patience(self, state: FoldState, term: int) -> float:
         """How long (seconds) an elector waits for whoever leads a term, or may begin it."""

@@ -30,6 +30,7 @@ from artel.node.link import NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbo
 from artel.node.watch import Watch
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.identity import short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.net import wire
 from ledger_world import World, key
@@ -89,6 +90,30 @@ async def test_an_elector_seals_the_term_of_a_silent_coordinator_and_signs_no_mo
     await asyncio.to_thread(first.heads.seal, world.run, 0, second.host.peer_id)
     again = first.watches(world.owners[0])
     assert (again.term, again.statement()) == (0, sealing.statement())
+
+
+async def test_the_owner_is_told_whose_seals_are_missing(run: Parties, world: World) -> None:
+    leader = await run.coordinator()
+    first, second = await run.elector(leader), await run.elector(leader, 1)
+    assert first.sealing.unsealed() == []
+    await leader.host.close()
+    peers = sorted(each.peer_id for each in world.members)
+    assert len(peers) == 3
+    for party in (first, second):
+        await party.lose()
+    assert first.sealing.unsealed() == peers
+    first.clock.now += HANDOVER_S
+    await first.sealing.look()
+    missing = [peer for peer in peers if peer != first.host.peer_id]
+    assert first.sealing.unsealed() == missing
+    names = ", ".join(map(short_peer, missing))
+    said = f"sealed term 0; sealed by 1 of 3 electors, not by {names}; waiting for"
+    assert said in first.sealing.waiting()
+    second.clock.now += HANDOVER_S
+    await second.sealing.look()
+    await first.sealing.look()
+    assert first.sealing.unsealed() == []
+    assert "electors" not in first.sealing.waiting()
 
 
 async def test_an_elector_that_reaches_nobody_seals_nothing(run: Parties, world: World) -> None:
