@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from artel.ledger.entries.fold_state import peer_of
 from artel.ledger.store.finality import size_of
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.store.published import (
@@ -75,6 +76,7 @@ class OwnLedger:
             stack.callback(second.close)
         replica = Replica.open(home / DATABASE_NAME, run, heads)
         stack.callback(replica.store.close)
+        replica.coordinators = [*map(peer_of, coordinators)]
         heads.look_again(run, replica.store.terms())
         return cls(home, run, tuple(coordinators), begun, replica, heads, second)
 

@@ -378,12 +378,12 @@ async def require_leading(core: Coordinator, peer: str, text: str) -> None:
     source, ledger, shown = PeerSource(core.host, peer, core.run), core.ledger, False
     trusted = peer in map(peer_of, ledger.state.leaders())
     known = peer in ledger.state.nodes
-    bound = contextlib.nullcontext() if trusted else core.looks.at(source, known=known)
-    with contextlib.suppress(Unreachable, CheckFailed), bound:
-        look = core.looks.thread(shows_handover, source, text, ledger.store, ledger.state)
-        shown = await uninterrupted(look, source.close)
-        if not shown:
-            raise CheckFailed("it shows no handover that counts")
+    with contextlib.suppress(Unreachable, CheckFailed):
+        async with core.looks.at(source, known=known, trusted=trusted):
+            look = core.looks.thread(shows_handover, source, text, ledger.store, ledger.state)
+            shown = await uninterrupted(look, source.close)
+            if not shown:
+                raise CheckFailed("it shows no handover that counts")
     if shown:
         over = TermOver(f"another coordinator leads term {_term(text, core.run)}")
         ledger.stop(over)

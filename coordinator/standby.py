@@ -175,7 +175,8 @@ class Standby:
             peers = await self._circle.peers()
             first = self._first % max(1, len(peers))
             self._first += MOST_OTHERS
-            return [*peers[first:], *peers[:first]][:MOST_OTHERS]
+            named = self._coordinators().intersection(peers)
+            return [*named, *[*peers[first:], *peers[:first]][:MOST_OTHERS]]
         if self.waits:
             everybody, now = await self._everybody(), time.monotonic()
             before = now - len(everybody) / PEERS_A_SECOND

@@ -32,7 +32,7 @@ from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net import dht, wire
 from artel.protocol.net.host import Host, peer_of
-from artel.protocol.tasks import first_error
+from artel.protocol.tasks import end, first_error, uninterrupted
 
 log = logging.getLogger("artel.node")
 
@@ -44,6 +44,8 @@ ANSWER_S = 5.0
 """For the heads of one peer, while the one who leads is looked for."""
 SEEK_S = 8.0
 """For a search: who takes longer is not waited for."""
+NEXT_S = 2.0
+"""After which the next one is asked for the manifest, too."""
 ASKED = 8
 """Peers beside the coordinators that are asked for their heads at a time, in random order."""
 
@@ -99,6 +101,7 @@ class Link:
         self._lost: tuple[str, float] | None = None
         self._seeking = asyncio.Lock()
         self._looks: set[asyncio.Task[None]] = set()
+        self._followed = set[str]()  # peers whose ledger is being taken over
         self._answers = 0, 0  # in the search before the last one, and in that
         for peer, addresses in where.items():
             host.remember(peer, addresses)
@@ -126,14 +129,29 @@ class Link:
         :raises ArtelError: all that answer serve another run, or show what is wrong
         """
         errors, run = list[ArtelError](), self._invite.run
-        for peer in dict.fromkeys([*self.coordinators, *self._others(), *self._holders[:ASKED]]):
-            try:
-                source = PeerSource(self._host, peer, run)
-                _, first = await asyncio.to_thread(manifest_of, source, run)
-                manifest, _ = open_manifest(first)
-                return manifest, first
-            except ArtelError as error:
-                errors.append(error)
+
+        async def shown_by(peer: str) -> tuple[Manifest, bytes]:
+            source = PeerSource(self._host, peer, run)
+            work = asyncio.to_thread(manifest_of, source, run)
+            _, first = await uninterrupted(work, source.close)
+            return open_manifest(first)[0], first
+
+        named = dict.fromkeys([*self.coordinators, *self._others(), *self._holders[:ASKED]])
+        left, asked = list(named), set[asyncio.Task[tuple[Manifest, bytes]]]()
+        try:
+            while left or asked:
+                if left:
+                    asked.add(asyncio.create_task(shown_by(left.pop(0))))
+                first_of = asyncio.FIRST_COMPLETED
+                done, asked = await asyncio.wait(asked, timeout=NEXT_S, return_when=first_of)
+                for task in done:
+                    try:
+                        return task.result()
+                    except ArtelError as error:
+                        errors.append(error)
+        finally:
+            for task in asked:
+                await end(task)
         # A coordinator that lacks entry 0 stands by, and waits for it as we do.
         if not any(isinstance(error, Unreachable | NotFound) for error in errors):
             raise errors[0]
@@ -147,7 +165,7 @@ class Link:
     def trust(self, manifest: Manifest, replica: Replica) -> None:
         """From now on the manifest's coordinators count, and whom the ledger says to lead."""
         self.coordinators = tuple(peer_id_of(bytes.fromhex(k)) for k in manifest.coordinators)
-        self._replica = replica
+        self._replica, replica.coordinators = replica, self.coordinators
 
     async def ask(self, request: messages.Message, timeout: float = 20.0) -> messages.Message:
         """Ask the coordinator that leads once.
@@ -226,8 +244,8 @@ class Link:
             looks = [asyncio.create_task(self._look_at(replica, peer)) for peer in others]
             self._looks |= set(looks)
             try:
-                if self._looks:
-                    await asyncio.wait(self._looks, timeout=SEEK_S)
+                if looks:  # the earlier ones that go on were waited for
+                    await asyncio.wait(looks, timeout=SEEK_S)
             except asyncio.CancelledError:
                 for look in looks:
                     look.cancel()
@@ -290,8 +308,13 @@ class Link:
             texts = notes_in(found)
             heads = [parse_checkpoint(text) for text in texts]
             places = [(term_of(head.origin, self._invite.run) or 0, head.size) for head in heads]
-            if places and max(places) > (replica.store.term, replica.store.size):
-                await replica.catch_up(self._host, peer, self._invite.run)
+            ahead = places and max(places) > (replica.store.term, replica.store.size)
+            if ahead and peer not in self._followed:
+                self._followed.add(peer)
+                try:
+                    await replica.catch_up(self._host, peer, self._invite.run)
+                finally:
+                    self._followed.discard(peer)
         except (SplitViewProven, TooMuch):
             raise
         except ArtelError as error:

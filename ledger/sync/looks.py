@@ -1,18 +1,19 @@
-"""Bounds on looks at what somebody offers who is not trusted yet: anybody can say to hold more of a
-ledger, or one of a later term, and then be slow, or show without end.
+"""Bounds on looks at what somebody offers: anybody can say to hold more of a ledger, or one of a
+later term, and then be slow, or show without end.
 
 A look has so many seconds and bytes for all that it reads. One peer is looked at once at a time,
 and few at all; of those that the ledger does not know some few, so that they take no place of the
-others. Who wasted a look is left alone for a while, which grows.
+others. Who wasted a look is left alone for a while, which grows. Those who may lead have a place
+each, more time, and no such while: what they say is waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from artel.ledger.sync.fork import SplitViewProven
@@ -27,6 +28,8 @@ AT_ONCE = {True: 4, False: 2}
 """Looks at peers that the ledger knows, and at others."""
 MOST_DOUBLINGS = 4
 """A slow line that is honest gets more after each look that was not enough."""
+TRUSTED = 4
+"""Who may lead gets so many times as much, always."""
 REST = 4.0
 """Who wasted so many seconds is left alone for so many times as long, the first time."""
 REST_S, MOST_REST_S = 1.0, 600.0
@@ -45,17 +48,27 @@ class Looks:
         self._clock = clock
         self._under_way: dict[str, bool] = {}  # peer to whether the ledger knows it
         self._wasted: dict[str, tuple[int, float]] = {}  # peer: how often, and until when it rests
-        # Not those of the event loop: what is trusted needs them.
-        self._threads = ThreadPoolExecutor(2 * sum(AT_ONCE.values()), thread_name_prefix="looks")
+        self._turns: dict[str, asyncio.Lock] = {}  # of those who may lead
+        # Not those of the event loop, which answer others.
+        self._threads = ThreadPoolExecutor(32, thread_name_prefix="looks")
 
-    @contextmanager
-    def at(self, source: PeerSource, *, known: bool) -> Iterator[None]:
+    @asynccontextmanager
+    async def at(
+        self, source: PeerSource, *, known: bool, trusted: bool = False
+    ) -> AsyncIterator[int]:
         """Bound what is read from a source in this context.
 
         :param known: the ledger names the peer
+        :param trusted: it may lead; the last look at it is waited for
+        :returns: how many times as much as others it has
         :raises Unreachable: it is not looked at now
         """
         peer, began = source.peer, self._clock()
+        if trusted:
+            async with self._turns.setdefault(peer, asyncio.Lock()):
+                source.limit(TRUSTED * LOOK_S, TRUSTED * LOOK_BYTES)
+                yield TRUSTED
+            return
         times, _ = self._wasted.get(peer, (0, 0.0))
         busy = list(self._under_way.values()).count(known) >= AT_ONCE[known]
         if busy or peer in self._under_way or self.resting(peer):
@@ -64,7 +77,7 @@ class Looks:
         more = 2 ** min(times, MOST_DOUBLINGS)
         source.limit(more * LOOK_S, more * LOOK_BYTES)
         try:
-            yield
+            yield more
         except (SplitViewProven, TooMuch):
             raise  # it gave what it has
         except ArtelError:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 BRING_TIMEOUT_S = 60.0
 """Seconds for an entry bundle, which can have 2 MiB, over a slow link."""
-FILE_S, PACE = 1.0, 32 << 10
-"""Who is bound, and was proven right, gets so long more for each answer, and for so many bytes."""
 HEADS = (CERTIFIED_PATH, CHECKPOINT_PATH)
 """What a cosignature is answered with. The certified head first: a log that grows meanwhile
 has then at least as large a newest one."""
@@ -95,7 +93,6 @@ class PeerSource(Brought):
         self.peer = peer
         self._host, self._run = host, run
         self._seconds, self._bytes = math.inf, math.inf  # that are left
-        self._earns = False
         self._loop = asyncio.get_running_loop()
         self._asked: Future[list[bytes | None]] | None = None
         self._closed = False
@@ -104,10 +101,6 @@ class PeerSource(Brought):
         """So long it may take over all that :meth:`get` is asked for from now on, and so much of
         that it may be; what goes on between two files does not count."""
         self._seconds, self._bytes = seconds, bytes
-
-    def earn(self) -> None:
-        """What it showed was proven: it may go on while it gives more, at a pace that is honest."""
-        self._bytes, self._earns = math.inf, True
 
     def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
         if self._seconds <= 0 or self._bytes <= 0:
@@ -119,10 +112,7 @@ class PeerSource(Brought):
             if self._closed:
                 self._asked.cancel()
             found = self._asked.result(2 * BRING_TIMEOUT_S)
-            got = sum(map(len, filter(None, found)))
-            self._bytes -= got
-            if self._earns:
-                self._seconds += FILE_S + got / PACE
+            self._bytes -= sum(map(len, filter(None, found)))
             return found
         except (CancelledError, TimeoutError):
             self._asked.cancel()

@@ -3,6 +3,10 @@
 A replica takes nothing on trust: what it takes over must end in a tree head that the run's
 coordinators signed and that is the root of what it holds then; each entry is decoded, its
 signatures are checked and the fold decides what it means.
+
+So the head that somebody shows is looked at first, within bounds (:mod:`.looks`) and beside
+whatever else goes on. Only who has proven it gets a turn to be taken over; who is slow then goes on
+as long as nobody else with such a head waits.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Collection, Coroutine, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +30,7 @@ from artel.ledger.store.published import LostEntries, read_checkpoint_file, term
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork, leadership
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.looks import Looks
+from artel.ledger.sync.looks import TRUSTED, Looks
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import (
     SignedHead,
@@ -41,35 +46,53 @@ from artel.ledger.tlog.checkpoint import parse_checkpoint, verifier_keys
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH, encode_bundle
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable
-from artel.protocol.tasks import uninterrupted, within
+from artel.protocol.tasks import uninterrupted
 
 if TYPE_CHECKING:
     from artel.ledger.store.heads import HeadStore
     from artel.protocol.net.host import Host
 
-PATIENCE_S, FIRST_S = 60.0, 600.0
-"""For what one peer has beyond a copy, or in the place of none. Twice as long after each that was
-not done in time: of a long ledger over a slow line all is taken, or nothing."""
-LONGEST_S = 3600.0
+PATIENCE_S = 60.0
+"""In which one more entry has to come."""
+TURN_S, PACE = 5.0, 256
+"""Once others wait, who gives fewer entries a second behind the first seconds gives way."""
+UNPROVEN_BYTES = 256 << 20
+"""For a ledger of a later term, taken over by a copy that does not know its electors."""
+WATCH_S = 0.2
+"""Between two looks at whether somebody is slow."""
 MOST_LOST = 4096
 """Entries at the end of a copy among which those of its owner are looked for before they may be
 given up; nothing that is final is."""
 
 
-class _Later(CheckFailed):
-    """A head is of a later term, which has to be looked at first."""
-
-    def __init__(self) -> None:
-        super().__init__("a later term has begun")
-
-
 @dataclass
 class _Offer:
-    """A verified head that a source shows, and what was here when it was asked for."""
+    """A verified head that a source shows, what was here when it was asked for, and how it is taken
+    over: all of it, or nothing."""
 
+    more: int
+    """How many times as much as others the source has: what its line cannot give in one turn, it
+    may in a longer one."""
     head: SignedHead | None = None
     start: int = 0
     term: int = 0
+    proven: bool = False
+    """Who leads its term is known here, or was sealed by electors that are."""
+    began: float = field(default_factory=time.monotonic)
+    last: float = 0.0
+    taken: int = 0
+
+    def begin(self) -> None:
+        self.began = self.last = time.monotonic()
+
+    def took(self, *_: int) -> None:
+        self.taken, self.last = self.taken + 1, time.monotonic()
+
+    def late(self, waiting: bool) -> bool:
+        """Whether it takes too long, while somebody else waits or not."""
+        now, taken = time.monotonic(), self.taken * self.proven
+        turn = self.more * TURN_S + self.more**2 * taken / PACE
+        return now - self.last > PATIENCE_S or (waiting and now - self.began > turn)
 
 
 class Replica:
@@ -90,9 +113,11 @@ class Replica:
         """Called, in a thread, with those that may be given up now, before they are."""
         self.lost: list[Entry] = []
         """Entries with an ``own`` signature that were given up with their term, oldest first."""
+        self.coordinators: Collection[str] = ()
+        """Peer ids of those who may lead, as long as this copy holds nothing."""
         self.looks = Looks()
         self._lock = asyncio.Lock()
-        self._late = 0  # peers in a row that took too long
+        self._waiting = 0  # for it
         self._growth: list[asyncio.Event] = []
 
     @classmethod
@@ -165,70 +190,80 @@ class Replica:
         :param instead: what it has takes the place of what is other here: the caller knows that
             the electors have certified that history, of two that were signed
         """
-        if target and self.store.size >= target:
-            return
-        bound: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if not self._trusts(source):
-            assert isinstance(source, PeerSource)
-            bound = self.looks.at(source, known=source.peer in self.state.nodes)
-        with bound:
-            offer = None if self._trusts(source) else await self._look(source, run, target)
-            while await self._taken(source, run, target, instead, offer):
-                offer = await self._look(source, run, target)
+        if not isinstance(source, PeerSource):
+            await self._taken(source, run, target, instead, TRUSTED)
+        elif not target or self.store.size < target:
+            known = not self.store.size or source.peer in self.state.nodes
+            trusted = self._trusts(source)
+            async with self.looks.at(source, known=known, trusted=trusted) as more:
+                await self._taken(source, run, target, instead, more)
 
-    def _trusts(self, source: PeerSource | Holder) -> bool:
-        """Whether nothing is read of a source before it has this copy: those who lead the run, or
-        may by its manifest, and what a person named; for a copy that holds nothing, anybody."""
-        if not isinstance(source, PeerSource) or not self.store.size:
-            return True
+    def _trusts(self, source: PeerSource) -> bool:
+        """Whether a peer leads the run, or may by its manifest."""
+        if not self.store.size:
+            return source.peer in self.coordinators
         return source.peer in map(peer_of, self.state.leaders())
 
     async def _taken(
+        self, source: PeerSource | Holder, run: str, target: int, instead: bool, more: int
+    ) -> None:
+        """Look at what a source shows, then take it over when it is its turn."""
+        if target and self.store.size >= target:
+            return
+        offer = _Offer(more)
+        look = self.looks.thread(self._read, source, run, target, offer)
+        await self._in_time(source, look, offer)
+        async with self._turn():
+            if not target or self.store.size < target:
+                await self._in_time(source, self._follow(source, offer, instead), offer, turn=True)
+        if self.store.size < target:
+            raise CheckFailed(
+                f"the peer announced {target} ledger entries and shows {self.store.size}"
+            )
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        self._waiting += 1
+        try:
+            await self._lock.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    async def _in_time(
         self,
         source: PeerSource | Holder,
-        run: str,
-        target: int,
-        instead: bool,
-        offer: _Offer | None,
-    ) -> bool:
-        """Take over what a source has; whether it has to be looked at first."""
-        async with self._lock:
-            if offer is not None or not target or self.store.size < target:
-                try:
-                    await self._in_time(source, self._follow(source, run, target, instead, offer))
-                except _Later:
-                    return True
-            if self.store.size < target:
-                raise CheckFailed(
-                    f"the peer announced {target} ledger entries and shows {self.store.size}"
-                )
-            return False
+        work: Coroutine[Any, Any, None],
+        offer: _Offer,
+        *,
+        turn: bool = False,
+    ) -> None:
+        """Wait for what a source gives.
 
-    async def _look(self, source: PeerSource | Holder, run: str, target: int) -> _Offer:
-        """What a source shows, so far as it need not be taken over for that. The lock is not held:
-        what can be trusted is followed meanwhile."""
-        offer = _Offer()
-        work = self.looks.thread(self._read, source, run, target, offer)
-        await self._in_time(source, work)
-        return offer
-
-    async def _in_time(self, source: PeerSource | Holder, work: Coroutine[Any, Any, None]) -> None:
-        """Wait for what a source gives; others wait for their turn meanwhile, and of these waits
-        none counts.
-
+        :param turn: it is its turn, for which others may wait
         :raises Unreachable: it takes too long
         """
-        trusted = self._trusts(source)
-        patience = (PATIENCE_S if self.store.size else FIRST_S) * 2.0 ** (self._late * trusted)
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(WATCH_S)
+                if offer.late(turn and self._waiting > 0):
+                    return source.close()
+
+        offer.begin()
+        watching = asyncio.create_task(watch())
         try:
             # Cancelled in between, store and fold would speak of different ledgers.
-            await within(uninterrupted(work, source.close), min(patience, LONGEST_S))
-        except TimeoutError:
-            self._late = min(self._late + trusted, 10)
-            raise Unreachable(
-                f"{source.name} did not give what it has of the ledger in {patience:.0f} s"
-            ) from None
-        self._late *= not trusted
+            await uninterrupted(work, source.close)
+        except Unreachable:
+            if not watching.done():
+                raise
+            raise Unreachable(f"{source.name} did not give its ledger in time") from None
+        finally:
+            watching.cancel()
 
     async def add(self, leaves: Sequence[bytes], note: str) -> None:
         """Take over entries that lie on this machine, which end in a signed head.
@@ -244,19 +279,12 @@ class Replica:
             finally:
                 self._settle()
 
-        async with self._lock:
+        async with self._turn():
             await uninterrupted(append())
 
-    async def _follow(
-        self,
-        source: PeerSource | Holder,
-        run: str,
-        target: int,
-        instead: bool,
-        offer: _Offer | None,
-    ) -> None:
+    async def _follow(self, source: PeerSource | Holder, offer: _Offer, instead: bool) -> None:
         try:
-            await asyncio.to_thread(self._grow, source, run, target, instead, offer)
+            await asyncio.to_thread(self._grow, source, offer, instead)
         finally:
             self._settle()
 
@@ -267,13 +295,8 @@ class Replica:
             for event in self._growth:
                 event.set()
 
-    def _read(
-        self, source: PeerSource | Holder, run: str, target: int, offer: _Offer, later: bool = True
-    ) -> None:
-        """Read and verify the head that a source shows.
-
-        :param later: also one of a later term
-        """
+    def _read(self, source: PeerSource | Holder, run: str, target: int, offer: _Offer) -> None:
+        """Read and verify the head that a source shows."""
         store = self.store
         offer.start, offer.term = store.size, store.term
         if target and isinstance(source, PeerSource):
@@ -284,10 +307,15 @@ class Replica:
         head = parse_checkpoint(text)
         term = term_of(head.origin, run)
         if (term or 0) > store.term:  # who leads that stands in its tree
-            if not later:
-                raise _Later
-            offer.head = self._sealed(source, text, run) if store.size else None
-            offer.head = offer.head or verified_head(source, text, (), run)
+            if store.size:
+                offer.head, offer.proven = self._sealed(source, text, run)
+            else:
+                offer.head = verified_head(source, text, (), run)
+            if isinstance(source, PeerSource):
+                if offer.proven or self._trusts(source):
+                    source.limit()
+                elif not store.size:
+                    source.limit(bytes=UNPROVEN_BYTES * offer.more)
             return
         if store.size:
             signers = store.signers(term)
@@ -296,36 +324,34 @@ class Replica:
         if not signers:
             raise CheckFailed(f"{source.name} shows a tree head of a term that nobody led")
         offer.head = verified_head(source, text, verifier_keys(head.origin, signers), run)
+        offer.proven = True
         if isinstance(source, PeerSource):
-            source.earn()
+            source.limit()
 
-    def _grow(
-        self,
-        source: PeerSource | Holder,
-        run: str,
-        target: int,
-        instead: bool,
-        offer: _Offer | None,
-    ) -> None:
+    def _grow(self, source: PeerSource | Holder, offer: _Offer, instead: bool) -> None:
         """Append what the source has beyond this copy."""
-        store = self.store
-        if offer is None:
-            offer = _Offer()
-            self._read(source, run, target, offer, later=not store.size)
-        elif (offer.start, offer.term) != (store.size, store.term) and isinstance(
-            source, PeerSource
-        ):
-            source.forget()  # it was asked for before this copy grew
-        head = offer.head
+        store, head = self.store, offer.head
         assert head is not None
+        if (offer.start, offer.term) != (store.size, store.term) and isinstance(source, PeerSource):
+            source.forget()  # it was asked for before this copy grew
         later = head.term > store.term
+        if later and store.size and not offer.start:
+            return  # its electors are known by now: it is looked at anew
         if head.size <= store.size and not (later or instead):
             self._prove_fork(source, head.note)
             return
         own = self._own_not_final() if later else []
         self.giving_up(own)
         try:
-            take_over(store, source, head, self.fold, most=self.most, instead=instead)
+            take_over(
+                store,
+                source,
+                head,
+                self.fold,
+                most=self.most,
+                instead=instead,
+                progress=offer.took,
+            )
             self.lost += [entry for entry in own if store.index_of(entry.id) is None]
         except CheckFailed:
             self._prove_fork(source, head.note)
@@ -338,9 +364,10 @@ class Replica:
         known = map(decode, self.store.leaves(start))
         return [entry for entry in known if not entry.named_signers.isdisjoint(self.own)]
 
-    def _sealed(self, source: PeerSource | Holder, text: str, run: str) -> SignedHead:
-        """The head of a later term, whose first entry that is new here was checked: anybody can
-        make a key and nodes that seal for it, and as much of a ledger as it likes.
+    def _sealed(self, source: PeerSource | Holder, text: str, run: str) -> tuple[SignedHead, bool]:
+        """The head of a later term, whose first entry that is new here was checked, and whether
+        a quorum of the electors sealed that: anybody can make a key and nodes that seal for it, and
+        as much of a ledger as it likes.
 
         Where that entry follows what is here, the electors are known, and only their seals count.
         Else they may be others by then: some who are known here have to have sealed it, or a
@@ -367,11 +394,7 @@ class Replica:
         terms = tuple(leadership.terms_shown(source, tree, genesis, last))
         leader = terms[-1].leader
         found = verified_head(source, text, verifier_keys(head.origin, [leader]), run)
-        if sealed and isinstance(source, PeerSource):
-            source.earn()
-            if number == last and source.peer == peer_of(leader):  # by the electors' word
-                source.limit()
-        return replace(found, terms=terms)
+        return replace(found, terms=terms), sealed
 
     def _prove_fork(self, source: TileSource, note: str) -> None:
         """Raise SplitViewProven if the note is by who leads now, and not of our tree."""

@@ -28,12 +28,14 @@ from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import LedgerService, Served
 from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint, sign_checkpoint
+from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
 from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.tasks import end
 from client_world import cosigned, write_key
 from host_world import LOOPBACK, anybody, until
 from ledger_world import World, key
@@ -139,6 +141,45 @@ async def waiting(
         await stands.open()
         yield stands, own
     await host.close()
+
+
+async def test_with_an_empty_home_it_is_held_up_by_no_stranger_that_shows_a_head(
+    world: World, parties: list[Party], tmp_path: Path
+) -> None:
+    home, (who,) = tmp_path / "fresh", world.standbys
+    note = sign_checkpoint(key("whoever"), world.origin, 10**6, b"\1" * 32).encode()
+    asked = list[str]()
+
+    async def answer(peer: str, request: Any, stream: wire.ByteStream) -> None:
+        asked.append(peer)
+        if len(request.paths) == 1:  # whoever looks at it gets nothing
+            await asyncio.sleep(300)
+        for path in request.paths:
+            if path == CHECKPOINT_PATH:
+                await wire.write_message(stream, messages.File(size=len(note)))
+                await stream.write(note)
+            else:
+                await wire.write_message(stream, messages.Refusal.of("not_here", "none"))
+
+    async with contextlib.AsyncExitStack() as stack:
+        host = await host_of(home, who)
+        stack.push_async_callback(host.close)
+        keys = [world.coordinator.key, who.key]
+        exits = stack.enter_context(contextlib.ExitStack())
+        own = OwnLedger.open(home, world.run, who.key, keys, "", exits)
+        circle = Circle(home, host, world.run, lambda: own.replica.state)
+        for number in range(3):
+            other = await host_of(tmp_path / f"stranger-{number}", key(f"stranger {number}"))
+            stack.push_async_callback(other.close)
+            await other.serve(wire.LEDGER, answer)
+            assert await host.connect(other.peer_id, await other.addresses())
+        stands = Standby(own, host, BlobStore(home / "blobs"), cast(Any, None), circle, [who.key])
+        following = asyncio.create_task(stands.until_turn())
+        await until(lambda: len(asked) >= 6)
+        holder = parties[0].host  # no coordinator
+        assert await host.connect(holder.peer_id, await holder.addresses())
+        await until(lambda: own.store.size == len(world.leaves), 4.0)
+        await end(following)
 
 
 async def test_with_seals_of_a_quorum_it_goes_on_from_the_longest_head_that_anybody_shows(

@@ -297,7 +297,7 @@ class Hanging(FolderSource):
         self.closed.set()
 
 
-async def test_one_that_is_slow_uses_up_nobody_elses_time_and_the_next_one_gets_more(
+async def test_one_that_is_slow_uses_up_nobody_elses_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("artel.ledger.sync.replica.PATIENCE_S", 1.0)
@@ -305,7 +305,7 @@ async def test_one_that_is_slow_uses_up_nobody_elses_time_and_the_next_one_gets_
         source = FolderSource(write_tiles_of(store, tmp_path / "tiles"))
     replica = grown(tmp_path / "home", *STEPS[:1])
     with closing(replica.store) as store:
-        with pytest.raises(Unreachable, match=r"did not give .* in 1 s"):
+        with pytest.raises(Unreachable, match="did not give its ledger in time"):
             async with asyncio.timeout(20):
                 await replica.take_from(Hanging(source.folder), WORLD.run)
         assert store.size == STEPS[0]
@@ -314,7 +314,7 @@ async def test_one_that_is_slow_uses_up_nobody_elses_time_and_the_next_one_gets_
         async with asyncio.timeout(20):
             await asyncio.gather(*(replica.take_from(source, WORLD.run) for _ in range(2)))
         assert store.size == GIVEN_UP
-        with pytest.raises(Unreachable, match="in 2 s"):
+        with pytest.raises(Unreachable, match="did not give its ledger in time"):
             await first
 
 

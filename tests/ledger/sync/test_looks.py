@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
@@ -15,7 +17,7 @@ from artel.ledger import entries
 from artel.ledger.entries.records import Term
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
-from artel.ledger.sync import looks
+from artel.ledger.sync import looks, replica
 from artel.ledger.sync.leadership import said_by
 from artel.ledger.sync.looks import Looks
 from artel.ledger.sync.peers import PeerSource
@@ -23,8 +25,12 @@ from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import TERMS_PATH, Holder
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.ledger.tlog.tiles import ENTRIES, Tile, encode_bundle
+from artel.node import link
+from artel.node.link import Link
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.invite import Invite
 from artel.protocol.net import wire
 from host_world import until
 from ledger_world import World, key
@@ -43,22 +49,34 @@ async def run(tmp_path: Path, world: World) -> AsyncIterator[Parties]:
         yield Parties(tmp_path, world, stack)
 
 
-async def drips(party: Party, run: str) -> list[str]:
-    """Have a party show a head of a later term at once, and what is under it never; what it is
-    asked for."""
+async def drips(
+    party: Party,
+    run: str,
+    note: str = "",
+    gives: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    once: bool = False,
+) -> list[str]:
+    """Have a party show a head at once, and what is under it never; what it is asked for.
+
+    :param note: "" for one of a later term that it made up
+    :param gives: files that it gives beside
+    :param once: who has seen its heads, and asks for one alone, gets nothing
+    """
     asked = list[str]()
-    text = sign_checkpoint(party.host.identity, origin_of(run, 6), 10**6, os.urandom(32))
-    note = text.encode()
+    made_up = sign_checkpoint(party.host.identity, origin_of(run, 6), 10**6, os.urandom(32))
+    files = {"checkpoint": (note or made_up).encode(), **gives}
 
     async def answer(peer: str, request: Any, stream: wire.ByteStream) -> None:
         assert isinstance(request, messages.Get)
         asked.extend(request.paths)
         for path in request.paths:
-            if path == "checkpoint":
-                await wire.write_message(stream, messages.File(size=len(note)))
-                await stream.write(note)
-            elif path in ("certified", "seal"):
+            data = None if once and request.paths == ["checkpoint"] else files.get(path)
+            if path in ("certified", "seal"):
                 await wire.write_message(stream, messages.Refusal.of("not_here", "none"))
+            elif data:
+                await wire.write_message(stream, messages.File(size=len(data)))
+                await stream.write(data)
             else:
                 await asyncio.sleep(300)
 
@@ -101,15 +119,125 @@ async def test_who_wasted_a_look_is_left_alone_for_a_while(
     assert len(asked) == many
 
 
-def test_looks_are_few_and_those_at_strangers_take_no_place_of_others() -> None:
-    class Source:
-        def __init__(self, peer: str) -> None:
-            self.peer = self.name = peer
-            self.seconds = 0.0
+@pytest.mark.parametrize("term", [0, 6])
+async def test_a_coordinator_that_lies_is_looked_at_once_at_a_time_and_holds_up_nobody(
+    run: Parties, world: World, monkeypatch: pytest.MonkeyPatch, term: int
+) -> None:
+    monkeypatch.setattr(link, "SEEK_S", 1.0)
+    leader = await run.coordinator()
+    first, liar = await run.elector(leader), await run.party(world.standbys[0])
+    note = sign_checkpoint(liar.host.identity, origin_of(world.run, term), 10**6, os.urandom(32))
+    asked = await drips(liar, world.run, note, once=True)
+    async with asyncio.timeout(10.0):  # a look at a coordinator has 20 s, a file has 60 s
+        for _ in range(3):
+            assert await first.link.seek() == 2
+        assert len([path for path in asked if path == "seal"]) == 3
+        assert len([path for path in asked if path == "checkpoint"]) == 4
+        await leader.add(after(world.leaves, world.opened(1)), world.coordinator)
+        await first.follow(leader)
+    assert first.replica.store.size == leader.replica.store.size
 
-        def limit(self, seconds: float, bytes: float) -> None:
-            self.seconds = seconds
 
+async def test_who_leads_and_gives_nothing_under_its_head_gives_way_to_who_has_the_same(
+    run: Parties, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica, "TURN_S", 0.5)
+    leader = await run.coordinator()
+    first, second = await run.elector(leader), await run.elector(leader, 1)
+    await leader.add(after(world.leaves, world.opened(1)), world.coordinator)
+    await second.follow(leader)
+    asked = await drips(leader, world.run, leader.replica.store.latest_note)
+    async with asyncio.timeout(20.0):
+        following = asyncio.create_task(first.follow(leader))
+        await until(lambda: len(asked) > 1)
+        await asyncio.sleep(3.0)
+        assert not following.done()  # nobody else has what it shows
+        await first.follow(second)
+        with pytest.raises(Unreachable, match="did not give its ledger in time"):
+            await following
+    assert first.replica.store.size == second.replica.store.size
+
+
+def test_who_gives_at_a_pace_goes_on_though_others_wait() -> None:
+    def late(seconds: float, taken: int, *, waiting: bool = True, more: int = 1) -> bool:
+        offer = replica._Offer(more, proven=True)
+        offer.begin()
+        offer.began -= seconds
+        offer.taken = taken
+        return offer.late(waiting)
+
+    assert not late(1000.0, 0, waiting=False)
+    assert not late(4.0, 0)
+    assert late(6.0, 0)
+    assert not late(100.0, 100 * replica.PACE)
+    assert late(100.0, 10 * replica.PACE)
+    assert not late(100.0, 10 * replica.PACE, more=4)  # which was not done in time before
+
+
+async def test_a_copy_that_holds_nothing_is_held_up_by_no_stranger(
+    run: Parties, world: World
+) -> None:
+    """Neither by those who show what nobody signed, nor by one that gives nothing under a head that
+    was."""
+    leader = await run.coordinator()
+    first = await run.elector(leader)
+    await leader.host.close()
+    strangers = [await run.party(key(f"a stranger {number}")) for number in range(3)]
+    bundle = Tile(ENTRIES, 0, 1)
+    gives = {bundle.path: encode_bundle(world.leaves[:1])}
+    await drips(strangers[0], world.run, leader.replica.store.latest_note, gives)
+    for stranger in strangers[1:]:
+        await drips(stranger, world.run)
+    newcomer = await run.party(key("a newcomer"))
+    newcomer.watches(key("its account"))
+    for party in (*strangers, first):
+        assert await newcomer.host.connect(party.host.peer_id, await party.host.addresses())
+    began = time.monotonic()
+    async with asyncio.timeout(60.0):
+        await newcomer.link.seek()
+        await until(lambda: newcomer.replica.store.size > 0, 60.0)
+    assert time.monotonic() - began < looks.LOOK_S + replica.TURN_S + 2.0
+    assert newcomer.replica.store.root == first.replica.store.root
+
+
+async def test_who_has_the_manifest_is_asked_beside_who_is_slow(
+    run: Parties, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "open_manifest", lambda leaf: (None, leaf))  # this one says little
+    leader, stranger = await run.coordinator(), await run.party(key("a stranger"))
+    await drips(stranger, world.run)
+    newcomer = await run.party(key("a newcomer"))
+    ways = [(await party.host.addresses())[0] for party in (stranger, leader)]
+    async with asyncio.timeout(3 * link.NEXT_S):
+        _, first = await Link(newcomer.host, Invite(world.run, tuple(ways))).fetch_manifest()
+    assert first == world.leaves[0]
+
+
+async def test_who_may_lead_is_looked_at_once_at_a_time_too_and_waited_for() -> None:
+    found, order = Looks(), list[int]()
+    source = cast(PeerSource, Source("a leader"))
+
+    async def look(number: int) -> None:
+        async with found.at(source, known=True, trusted=True):
+            order.append(number)
+            await asyncio.sleep(0)
+            order.append(number)
+            raise Unreachable("too slow")
+
+    await asyncio.gather(*map(look, range(3)), return_exceptions=True)
+    assert order == [0, 0, 1, 1, 2, 2]
+
+
+class Source:
+    def __init__(self, peer: str) -> None:
+        self.peer = self.name = peer
+        self.seconds = 0.0
+
+    def limit(self, seconds: float, bytes: float) -> None:
+        self.seconds = seconds
+
+
+async def test_looks_are_few_and_those_at_strangers_take_no_place_of_others() -> None:
     now = 0.0
     found = Looks(lambda: now)
 
@@ -117,21 +245,21 @@ def test_looks_are_few_and_those_at_strangers_take_no_place_of_others() -> None:
         source = Source(peer)
         return found.at(cast(PeerSource, source), known=known), source
 
-    with look("one")[0], look("other")[0]:
-        with pytest.raises(Unreachable), look("third")[0]:
-            raise AssertionError
-        with (
-            look("a member", known=True)[0],
-            pytest.raises(Unreachable),
-            look("a member", known=True)[0],
-        ):
-            raise AssertionError
+    async with look("one")[0], look("other")[0]:
+        with pytest.raises(Unreachable):
+            async with look("third")[0]:
+                raise AssertionError
+        async with look("a member", known=True)[0]:
+            with pytest.raises(Unreachable):
+                async with look("a member", known=True)[0]:
+                    raise AssertionError
     rests = list[float]()
     for times in range(3):
         at, source = look("one")
-        with pytest.raises(CheckFailed), at:
-            now += 5.0
-            raise CheckFailed("nothing")
+        with pytest.raises(CheckFailed):
+            async with at:
+                now += 5.0
+                raise CheckFailed("nothing")
         assert source.seconds == looks.LOOK_S * 2**times
         ended = now
         while found.resting("one"):
@@ -171,13 +299,13 @@ async def test_a_handover_that_is_not_sealed_is_refused_before_anything_behind_i
             def close(self) -> None:
                 pass
 
-        replica = Replica.open(tmp_path / "own" / DATABASE_NAME, world.run)
+        own = Replica.open(tmp_path / "own" / DATABASE_NAME, world.run)
         head = world.head(world.leaves)
-        await replica.add(world.leaves, world.sign(len(world.leaves), head.root))
+        await own.add(world.leaves, world.sign(len(world.leaves), head.root))
         with pytest.raises(CheckFailed, match="not sealed by the electors"):
-            await replica.take_from(cast(Holder, Liar()), world.run)
-        assert replica.store.size == len(world.leaves)
+            await own.take_from(cast(Holder, Liar()), world.run)
+        assert own.store.size == len(world.leaves)
         assert not [path for path in asked if path.startswith("tile/entries/001")]
         assert not [path for path in asked if path.startswith("tile/entries/002")]
-        replica.store.close()
+        own.store.close()
         heads.close()
