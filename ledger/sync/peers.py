@@ -93,6 +93,7 @@ class PeerSource(Brought):
         self.peer = peer
         self._host, self._run = host, run
         self._seconds, self._bytes = math.inf, math.inf  # that are left
+        self._waited, self._since = 0.0, 0.0
         self._loop = asyncio.get_running_loop()
         self._asked: Future[list[bytes | None]] | None = None
         self._closed = False
@@ -106,7 +107,7 @@ class PeerSource(Brought):
         if self._seconds <= 0 or self._bytes <= 0:
             raise Unreachable(f"{self.name} did not give what it shows in the time that it has")
         work = self.files(*paths, skip=skip, timeout=min(BRING_TIMEOUT_S, self._seconds))
-        began = time.monotonic()
+        began = self._since = time.monotonic()
         self._asked = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             if self._closed:
@@ -118,7 +119,14 @@ class PeerSource(Brought):
             self._asked.cancel()
             raise Unreachable(f"{paths[-1]} did not arrive from {self.name}") from None
         finally:
-            self._seconds -= time.monotonic() - began
+            self._since, took = 0.0, time.monotonic() - began
+            self._waited, self._seconds = self._waited + took, self._seconds - took
+
+    @property
+    def waited(self) -> float:
+        """Seconds that its answers took by now, the one that is being waited for too."""
+        since = self._since
+        return self._waited + (time.monotonic() - since if since else 0.0)
 
     def close(self) -> None:
         """Whoever waits in the thread is not answered any more."""

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0
 """In which one more entry has to come."""
 TURN_S, PACE = 5.0, 256
-"""Once others wait, who gives fewer entries a second behind the first seconds gives way."""
+"""Once others wait, who gives fewer entries a second behind the first seconds gives way. What this
+machine itself needs for them does not count, but of a ledger that may be made up."""
 UNPROVEN_BYTES = 256 << 20
 """For a ledger of a later term, taken over by a copy that does not know its electors."""
 WATCH_S = 0.2
@@ -78,21 +79,16 @@ class _Offer:
     term: int = 0
     proven: bool = False
     """Who leads its term is known here, or was sealed by electors that are."""
-    began: float = field(default_factory=time.monotonic)
-    last: float = 0.0
     taken: int = 0
-
-    def begin(self) -> None:
-        self.began = self.last = time.monotonic()
+    """Entries of it that came in."""
 
     def took(self, *_: int) -> None:
-        self.taken, self.last = self.taken + 1, time.monotonic()
+        self.taken += 1
 
-    def late(self, waiting: bool) -> bool:
-        """Whether it takes too long, while somebody else waits or not."""
-        now, taken = time.monotonic(), self.taken * self.proven
-        turn = self.more * TURN_S + self.more**2 * taken / PACE
-        return now - self.last > PATIENCE_S or (waiting and now - self.began > turn)
+    @property
+    def turn(self) -> float:
+        """Seconds that it may take while somebody else waits."""
+        return self.more * TURN_S + self.more**2 * self.taken * self.proven / PACE
 
 
 class Replica:
@@ -210,7 +206,7 @@ class Replica:
         """Look at what a source shows, then take it over when it is its turn."""
         if target and self.store.size >= target:
             return
-        offer = _Offer(more)
+        offer = _Offer(more, start=self.store.size)
         look = self.looks.thread(self._read, source, run, target, offer)
         await self._in_time(source, look, offer)
         async with self._turn():
@@ -247,13 +243,23 @@ class Replica:
         :raises Unreachable: it takes too long
         """
 
+        def clock() -> float:
+            if isinstance(source, PeerSource) and (offer.proven or offer.start):
+                return source.waited
+            return time.monotonic()
+
         async def watch() -> None:
+            began = last = clock()
+            taken = 0
             while True:
                 await asyncio.sleep(WATCH_S)
-                if offer.late(turn and self._waiting > 0):
+                now = clock()
+                if offer.taken > taken:
+                    taken, last = offer.taken, now
+                others = turn and self._waiting > 0
+                if now - last > PATIENCE_S or (others and now - began > offer.turn):
                     return source.close()
 
-        offer.begin()
         watching = asyncio.create_task(watch())
         try:
             # Cancelled in between, store and fold would speak of different ledgers.

@@ -178,7 +178,7 @@ async def test_with_an_empty_home_it_is_held_up_by_no_stranger_that_shows_a_head
         await until(lambda: len(asked) >= 6)
         holder = parties[0].host  # no coordinator
         assert await host.connect(holder.peer_id, await holder.addresses())
-        await until(lambda: own.store.size == len(world.leaves), 4.0)
+        await until(lambda: own.store.size == len(world.leaves), 15.0)
         await end(following)
 
 
