@@ -222,20 +222,26 @@ def newest_certified(heads: HeadStore | None, state: FoldState) -> str:
 def known_certified(
     store: LedgerReader, heads: HeadStore | None, state: FoldState
 ) -> tuple[int, int, str]:
-    """Term, size and root (hex) of the newest certified head that is known here, by the notes that
-    are kept or by an entry that records one; (0, 0, "") for none.
+    """Term, size and root (hex) of the newest certified head that is known here: by the notes that
+    are kept, by an entry that records one, or by what the seals of the newest handover name;
+    (0, 0, "") for none.
 
-    What a node seals with. An entry is enough: whoever cosigned a head behind it holds it.
+    What a node seals with. An entry is enough: whoever cosigned a head behind it holds it. It may
+    have been given up with a term, and what it records not: that the seals name, which let the
+    next one begin.
     """
     kept = newest_certified(heads, state)
     head = parse_checkpoint(kept) if kept else None
-    at, size = state.electors.certified[-1] if state.electors.certified else (0, 0)
-    if head is not None and head.size >= size:
-        return term_of(head.origin, state.run) or 0, head.size, head.root.hex()
-    if not size:
-        return 0, 0, ""
-    recorded = decode(store.leaf(at)).body
-    return getattr(recorded, "term", 0), size, store.root_at(size).hex()
+    found = [(head.size, term_of(head.origin, state.run) or 0)] if head is not None else []
+    if state.electors.certified:
+        at, size = state.electors.certified[-1]
+        found.append((size, getattr(decode(store.leaf(at)).body, "term", 0)))
+    if state.term.number:
+        begun = decode(store.leaf(state.term.begins)).body
+        of, size = max((seal.of, seal.size) for seal in getattr(begun, "seals", ()))
+        found.append((size, of))
+    size, term = max(found, default=(0, 0))
+    return term, size, store.root_at(size).hex() if size else ""
 
 
 def newest_cosigned(heads: HeadStore | None, state: FoldState) -> str:

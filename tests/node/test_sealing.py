@@ -465,6 +465,31 @@ async def test_what_is_certified_may_be_known_by_the_ledger_alone(
     assert finality.known_certified(store, leader.heads, state) == (0, store.size, store.root.hex())
 
 
+async def test_what_is_certified_stays_known_when_its_record_is_given_up_with_a_term(
+    run: Parties, world: World
+) -> None:
+    """Who held the record alone named an older head for the term after: what was final could be
+    lost with two leaders in a row that certified nothing."""
+    leader = await run.coordinator()
+    parties = [await run.elector(leader, number) for number in range(3)]
+    for party in parties:
+        party.sealing.ask(0)
+        await party.sealing.look()
+    size = entries.open_seal(parties[0].sealing.statement())[0].size
+    next = await run.party(world.standbys[0])
+    await next.add(world.leaves[:size], world.coordinator)  # it goes on from there, and no further
+    began = handover(world, *parties)
+    await next.add(after(world.leaves[:size], began), world.standbys[0], 1)
+    for party in parties:
+        await party.follow(next)
+        assert party.replica.store.size == size + 1
+        party.sealing.ask(1)
+        await party.sealing.look()
+        said, _ = entries.open_seal(party.sealing.statement())
+        root = next.replica.store.root_at(size).hex()
+        assert (said.term, said.of, said.size, said.root) == (1, 0, size, root)
+
+
 async def test_records_that_are_looked_up_anew_meanwhile_end_nobody(run: Parties) -> None:
     """A node that left while it looked for a coordinator ended with an unexpected KeyError."""
     party = await run.party(key("who looks"))

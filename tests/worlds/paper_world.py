@@ -74,6 +74,9 @@ class Ledger:
         body = entry.body
         if isinstance(body, entries.Witnessed) and outcome.notes.get("certified"):
             found.certified = (*self.certified, self.at(body.size))
+        if isinstance(body, entries.Handover) and outcome.status == "recorded":
+            size = max((seal.of, seal.size) for seal in body.seals)[1]
+            found.certified = (*self.certified, *([self.at(size)] if size else []))
         earned = [(c.round, c.node) for c in outcome.granted if c.kind == "compute"]
         if len(set(earned)) < len(earned) or found.paid & set(earned):
             raise Broken(f"credit twice: {entry.kind} at {self.size} pays {earned}")
