@@ -70,9 +70,8 @@ class Desk:
 
     def _caller(self, peer: str) -> Caller:
         """Members come before strangers, and so do those who stand by."""
-        return (
-            Caller(Rank.KNOWN) if peer in self._standbys else caller(self._core.ledger.state, peer)
-        )
+        stands_by = peer in self._standbys
+        return Caller(Rank.KNOWN) if stands_by else caller(self._core.ledger.state, peer)
 
     async def _cosigned(self, peer: str, request: messages.Cosigned) -> None:
         self._core.witnessing.require(peer)
@@ -340,14 +339,8 @@ class Desk:
             if error.reason == reasons.DUPLICATE:
                 return  # the one that it showed before is in the ledger by now
             await core.feed(revealed(error.reason))
-            emit(
-                log,
-                "contribution.rejected",
-                logging.WARNING,
-                node=short_peer(peer),
-                reason=error.reason,
-                detail=error.detail,
-            )
+            said = {"node": short_peer(peer), "reason": error.reason, "detail": error.detail}
+            emit(log, "contribution.rejected", logging.WARNING, **said)
             raise wire.Refused(
                 f"the contribution does not count: {error.detail}", code=error.reason
             ) from None
@@ -369,15 +362,8 @@ class Desk:
         attempt = core.ledger.state.current(vote.round - 1, vote.attempt, "applying")
         if attempt is not None and vote.credits != attempt.credits.root:
             raise wire.Refused(explain(reasons.WRONG_CREDITS), code=reasons.WRONG_CREDITS)
-        event = round_state.StateSigned(
-            core.clock(),
-            peer,
-            vote.round - 1,
-            vote.attempt,
-            vote.root,
-            vote.wrong,
-            frozenset(request.accused),
-        )
+        said = peer, vote.round - 1, vote.attempt, vote.root, vote.wrong
+        event = round_state.StateSigned(core.clock(), *said, frozenset(request.accused))
         await core.feed(event, signature)
 
     async def _aggregated(self, peer: str, request: messages.Aggregated) -> None:

@@ -28,7 +28,7 @@ from typing import TypeVar
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
 from artel.ledger.entries import audits
-from artel.ledger.entries.story import AttemptTrail
+from artel.ledger.entries.trail import AttemptTrail
 from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History
 from artel.protocol import fingerprints, repeated_work

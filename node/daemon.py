@@ -87,13 +87,11 @@ class Daemon:
             heads=session.heads,
             account=session.account,
             coordinator=lambda: session.link.coordinator,
-            neighbours=lambda: self.directive.peers if self.directive else (),
+            neighbours=self._neighbours,
         )
         self.cosigner = Cosigning(session, self.watch)
         self.auditing = Auditing(session, corpus, self.worker.progress, max_blob, say)
-        self.judging = Judging(
-            session, self.worker, lambda: self.directive.peers if self.directive else ()
-        )
+        self.judging = Judging(session, self.worker, self._neighbours)
         self._instance = secrets.token_hex(16)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
@@ -103,8 +101,7 @@ class Daemon:
         self.leaving = False
         self.reachable = True
         """Whether the coordinator could dial this machine when it admitted this node."""
-        self._restarts = 0
-        self.started = time.time()
+        self._restarts, self.started = 0, time.time()
         self._credit_shown, self._round_shown = self.credit(), session.replica.state.round
         self.last_error = ""
 
@@ -124,6 +121,10 @@ class Daemon:
         """Vested and pending credit of this node's account, as of the newest entry seen."""
         return self.session.replica.state.credit(self.session.account_name)
 
+    def _neighbours(self) -> dict[str, list[str]]:
+        """Where others are, as the coordinator said last."""
+        return self.directive.peers if self.directive else {}
+
     # --- the tasks ---
 
     async def run(self) -> None:
@@ -131,17 +132,15 @@ class Daemon:
 
         :raises ArtelError: this node cannot go on
         """
-        session = self.session
-        sealing = session.sealing
+        session, sealing = self.session, self.session.sealing
         session.host.admit(session.caller)
         await session.host.serve(wire.CONTENT, self._keeping.answer)
         files = session.replica.store, session.heads, session.run, lambda: session.replica.state
-        take, seal = sealing.petitions.take, sealing.statement
-        ledger = LedgerService(*files, submit=take, seal=seal)
+        ledger = LedgerService(*files, submit=sealing.petitions.take, seal=sealing.statement)
         await session.host.serve(wire.LEDGER, ledger.answer)
         sealing.news, sealing.alarm = self._news.set, self.watch.alarm
         sealing.petitions.otherwise = self.watch.take
-        sealing.neighbours = lambda: self.directive.peers if self.directive else ()
+        sealing.neighbours = self._neighbours
         sealing.standstill.ready = lambda: (
             not self.leaving and self.states.root == session.replica.state.states[-1]
         )
@@ -153,11 +152,9 @@ class Daemon:
             async with asyncio.TaskGroup() as group:
                 for work in following:
                     group.create_task(sealing.while_led(work))
-                group.create_task(self._announce())
-                group.create_task(self.corpus.keep())
-                group.create_task(sealing.run())
-                group.create_task(self.session.host.watch())
-                group.create_task(self._until_end())
+                more = self._announce(), self.corpus.keep(), sealing.run(), session.host.watch()
+                for coroutine in (*more, self._until_end()):
+                    group.create_task(coroutine)
         except BaseExceptionGroup as errors:
             error = first_error(errors)
             if not isinstance(error, Finished):
@@ -171,9 +168,8 @@ class Daemon:
     async def goodbye(self) -> None:
         """Tell the coordinator that this node goes; it notices by itself if that fails."""
         with contextlib.suppress(ArtelError):
-            await self.session.link.ask(
-                messages.Leave(run=self.session.run), timeout=LEAVE_TIMEOUT_S
-            )
+            goes = messages.Leave(run=self.session.run)
+            await self.session.link.ask(goes, LEAVE_TIMEOUT_S)
 
     async def _heartbeat(self) -> None:
         pause = RETRY_S
@@ -407,9 +403,8 @@ class Daemon:
             session = self.session
             try:
                 await session.trainer.restart()
-                await session.trainer.do(
-                    Load(session.manifest_file, self.states.path, session.device)
-                )
+                loading = Load(session.manifest_file, self.states.path, session.device)
+                await session.trainer.do(loading)
                 emit(log, "trainer.restarted", round=directive.round)
             except (TrainerDied, TrainerError) as error:
                 self._note("trainer.not_restarted", error, directive)  # the next try says why again
@@ -449,7 +444,6 @@ class Daemon:
             )
             await self.session.host.publish(dht.nodes_key(self.session.run), record)
             self._holds_more.clear()
-            where = self.directive.peers if self.directive else {}
-            keep_neighbours(self.session.home, self.session.run, where)
+            keep_neighbours(self.session.home, self.session.run, self._neighbours())
             with contextlib.suppress(TimeoutError):
                 await within(self._holds_more.wait(), dht.RENEW_S)

@@ -8,7 +8,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from artel.ledger import entries
-from artel.ledger.entries.story import AttemptTrail
+from artel.ledger.entries.trail import AttemptTrail
 from artel.ledger.fold.effects import NONE
 from artel.ledger.fold.history import Did, History
 

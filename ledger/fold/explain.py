@@ -11,7 +11,8 @@ from typing import Any
 
 from artel.ledger.entries import Entry, Witnessed, decode, reasons
 from artel.ledger.entries.body import OfWork
-from artel.ledger.entries.story import Fact, Story, Trail, earning, fate, summary
+from artel.ledger.entries.story import Fact, Story, earning, fate, summary
+from artel.ledger.entries.trail import Trail
 from artel.ledger.fold.attempts import attempt
 from artel.ledger.fold.history import Did, History
 

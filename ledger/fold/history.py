@@ -18,7 +18,7 @@ from artel.ledger import entries
 from artel.ledger.entries import KINDS, Entry, Genesis, decode
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.records import KINDS_OF_WORK, Credit, LeftOut, Outcome
-from artel.ledger.entries.story import Trail
+from artel.ledger.entries.trail import Trail
 from artel.ledger.fold.effects import (
     INVALIDATED,
     NONE,

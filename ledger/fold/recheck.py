@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from artel.ledger.entries import Contribution, RoundClosed, RoundOpened
-from artel.ledger.entries.story import AttemptTrail
+from artel.ledger.entries.trail import AttemptTrail
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.attempts import attempts
 from artel.ledger.fold.history import History

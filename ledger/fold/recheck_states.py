@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artel.ledger.entries import Contribution
-from artel.ledger.entries.story import AttemptTrail
+from artel.ledger.entries.trail import AttemptTrail
 from artel.ledger.entries.words import short_key
 from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History

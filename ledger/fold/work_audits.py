@@ -9,7 +9,8 @@ from artel.ledger.entries import Contribution, Verdict
 from artel.ledger.entries.audits import CONVICTED, REJECT
 from artel.ledger.entries.odds import MILLION
 from artel.ledger.entries.records import Audit
-from artel.ledger.entries.story import AttemptTrail, rounds_named
+from artel.ledger.entries.story import rounds_named
+from artel.ledger.entries.trail import AttemptTrail
 from artel.ledger.entries.words import differs, plural
 from artel.ledger.fold.attempts import newest_attempt
 from artel.ledger.fold.history import History

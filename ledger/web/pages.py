@@ -11,7 +11,7 @@ from artel.ledger import entries
 from artel.ledger.entries import Genesis
 from artel.ledger.entries.documents import document_of
 from artel.ledger.entries.records import KINDS_OF_WORK
-from artel.ledger.entries.story import AttemptTrail
+from artel.ledger.entries.trail import AttemptTrail
 from artel.ledger.entries.words import short_key, signers
 from artel.ledger.fold.attempts import attempts as attempts_of
 from artel.ledger.fold.explain import explain
