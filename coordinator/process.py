@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ from artel.ledger.web.server import Gate, claimed
 from artel.protocol import dsse, files
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ResourceError, UsageError
 from artel.protocol.events import configure, emit
-from artel.protocol.identity import Identity, load, load_or_create, peer_id_of
+from artel.protocol.identity import Identity, load, load_or_create, peer_id_of, short_peer
 from artel.protocol.invite import MAX_PEERS, PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht, wire
@@ -319,10 +319,14 @@ class CoordinatorProcess:
         while self.others:
             await circle.learn(())
             known = {peer: ways[0] for peer, ways in circle.known.items() if ways}
-            found = {peer: known.get(peer, before) for peer, before in self.others.items()}
+            found = {peer: known.get(peer, way) for peer, way in self.others.items()}
             if found != self.others:
-                self.others = found
+                before, self.others = self.others, found
                 page.invite = await self.invited()
+                named = Invite.decode(page.invite).peers
+                met = [peer for peer, way in found.items() if way in named and not before[peer]]
+                if met and not self.options.as_json:
+                    print(met_words(met, page.invite), flush=True)
             await asyncio.sleep(INVITE_S)
 
     async def invited(self) -> str:
@@ -376,6 +380,16 @@ def own_ledger(
 
 async def _aside(*_: object) -> None:
     raise wire.Refused("this coordinator changes its part", "try again", code="busy")
+
+
+def met_words(peers: Sequence[str], invite: str) -> str:
+    """What a person is told when it is known where coordinators are who may lead next."""
+    names = ", ".join(map(short_peer, peers))
+    return (
+        f"The invite names {names} now, who may lead next. Publish this line in place of the\n"
+        "one before, which is of no use when this coordinator is gone:\n\n"
+        f"artel node start --join {invite} --home artel-node\n"
+    )
 
 
 def leading_words(core: Coordinator, url: str, invite: str) -> str:

@@ -65,7 +65,9 @@ async def looked(leading: CoordinatorProcess, known: dict[str, Sequence[str]]) -
     return str(page.invite)
 
 
-async def test_an_invite_names_a_standby_that_came_later(tmp_path: Path) -> None:
+async def test_an_invite_names_a_standby_that_came_later(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     leading = process(tmp_path)
     first = Invite.decode(await leading.invited())
     assert [OWN.peer_id in address for address in first.peers] == [True]
@@ -75,8 +77,17 @@ async def test_an_invite_names_a_standby_that_came_later(tmp_path: Path) -> None
     shown = await looked(leading, known)
     assert Invite.decode(shown).peers == (*first.peers, at(1))
     assert (tmp_path / INVITE_FILE).read_text().strip() == shown
-    # Started again, it says so from the beginning.
-    assert await process(tmp_path).invited() == shown
+    # Whoever published the first one is told; of the other standbys nothing is known.
+    said = capsys.readouterr().out
+    assert said.startswith(f"The invite names {short_peer(STANDBYS[1].peer_id)} now, ")
+    assert f"--join {shown} " in said
+    # Started again, it says so from the beginning, and nothing of it later.
+    again = process(tmp_path)
+    assert await again.invited() == shown
+    await looked(again, {STANDBYS[1].peer_id: [at(0).replace(*(x.peer_id for x in STANDBYS[:2]))]})
+    assert capsys.readouterr().out == ""
+    await looked(process(tmp_path, as_json=True), {STANDBYS[2].peer_id: [at(2)]})
+    assert capsys.readouterr().out == ""
 
 
 async def test_an_invite_stays_as_short_as_it_may_be(tmp_path: Path) -> None:
