@@ -3,7 +3,7 @@ coordinator that does its part keeps it. Real hosts, ledgers and files."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -67,6 +67,13 @@ async def looked(parties: list[Party], *, seconds: float, times: int = 8) -> Non
             await party.sealing.look()
 
 
+async def led(run: Parties, takes: Callable[[bytes], Awaitable[None]]) -> tuple[Party, list[Party]]:
+    """A coordinator that does this with what is handed in, and the electors."""
+    leader = await run.coordinator()
+    leader.takes = takes
+    return leader, [await run.elector(leader, number) for number in range(3)]
+
+
 def sealed(parties: list[Party]) -> list[int]:
     return [party.sealing.term for party in parties]
 
@@ -74,9 +81,7 @@ def sealed(parties: list[Party]) -> list[int]:
 async def test_a_coordinator_that_leaves_out_one_members_entry_loses_its_term(
     run: Parties, world: World
 ) -> None:
-    leader = await run.coordinator()
-    leader.takes = leaving_out
-    electors = [await run.elector(leader, number) for number in range(3)]
+    leader, electors = await led(run, leaving_out)
     submitter = await run.party(key("a terminal"))
     entry = world.dispute(world.owners[0], world.earned(world.members[1], 0))
     with pytest.raises(wire.Refused, match="do not like"):
@@ -109,9 +114,7 @@ async def test_a_coordinator_that_leaves_out_one_members_entry_loses_its_term(
 
 
 async def test_a_coordinator_that_takes_it_late_keeps_its_term(run: Parties, world: World) -> None:
-    leader = await run.coordinator()
-    leader.takes = busy
-    electors = [await run.elector(leader, number) for number in range(3)]
+    leader, electors = await led(run, busy)
     entry = world.dispute(world.owners[0], world.earned(world.members[1], 0))
     await handed(leader, electors[0], entry)
     await looked(electors, seconds=0.9 * HANDOVER_S)
@@ -174,9 +177,7 @@ async def test_who_says_so_much_that_it_has_to_wait_ends_no_term(
     run: Parties, world: World, other: str
 ) -> None:
     """The coordinator takes other entries of the same account all the time."""
-    leader = await run.coordinator()
-    leader.takes = busy
-    electors = [await run.elector(leader, number) for number in range(3)]
+    leader, electors = await led(run, busy)
     mine = [world.earned(member, 0) for member in world.members[1:3]]
     await handed(leader, electors[0], world.dispute(world.owners[0], mine[0]))
     await looked(electors, seconds=0.9 * HANDOVER_S)
@@ -197,9 +198,7 @@ async def test_what_counts_for_nothing_gives_a_coordinator_no_time(
     run: Parties, world: World, by: str
 ) -> None:
     """It can make entries itself that name an account, and keep some that came too late."""
-    leader = await run.coordinator()
-    leader.takes = leaving_out
-    electors = [await run.elector(leader, number) for number in range(3)]
+    leader, electors = await led(run, leaving_out)
     hers = world.earned(world.members[1], 0)
     await handed(leader, electors[0], world.dispute(world.owners[0], hers))
     for number in range(3):

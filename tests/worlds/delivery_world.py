@@ -57,6 +57,17 @@ class Holder:
         return await delivery.serve_content(self.store, request, stream)
 
 
+def holding(
+    hosts: Sequence[Host], serving: dict[Host, Holder], folder: Path, data: bytes
+) -> list[Holder]:
+    """New holders of the content, which answer for these hosts from now on."""
+    made = [Holder(host, folder / f"holder-{number}") for number, host in enumerate(hosts)]
+    for holder in made:
+        holder.store.put(data)
+        serving[holder.host] = holder
+    return made
+
+
 @contextlib.asynccontextmanager
 async def acquainted(home: Path, count: int) -> AsyncIterator[list[Host]]:
     """``count`` hosts; each knows where all the others are."""

@@ -25,7 +25,7 @@ from artel.protocol.net.host import Host
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.uplink import Uplink
 from artel.protocol.tasks import together, uninterrupted
-from delivery_world import Answer, Holder, answering
+from delivery_world import Answer, Holder, answering, holding
 from host_world import held, named, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -52,11 +52,7 @@ def us(hosts: list[Host]) -> Host:
 @pytest.fixture
 def holders(hosts: list[Host], serving: dict[Host, Holder], tmp_path: Path) -> list[Holder]:
     """Three holders, of which all have the content."""
-    made = [Holder(host, tmp_path / f"holder-{i}") for i, host in enumerate(hosts[1:])]
-    for holder in made:
-        holder.store.put(DATA)
-        serving[holder.host] = holder
-    return made
+    return holding(hosts[1:], serving, tmp_path, DATA)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from artel.protocol.index_items import Listed
 from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from artel.protocol.round_state import NO_NUMBERS
-from delivery_world import Answer, Holder, answering
+from delivery_world import Answer, Holder, answering, holding
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -46,11 +46,7 @@ async def serving(hosts: list[Host]) -> dict[Host, Holder]:
 
 @pytest.fixture
 def holders(hosts: list[Host], serving: dict[Host, Holder], tmp_path: Path) -> list[Holder]:
-    made = [Holder(host, tmp_path / f"holder-{i}") for i, host in enumerate(hosts[1:])]
-    for holder in made:
-        holder.store.put(INDEX)
-        serving[holder.host] = holder
-    return made
+    return holding(hosts[1:], serving, tmp_path, INDEX)
 
 
 async def ask(
