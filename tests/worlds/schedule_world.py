@@ -88,6 +88,8 @@ class Schedule:
         """An honest node's cosignature is out."""
         by = self.cosigned.setdefault(head, set())
         by.add(name)
+        if self.leaders[0].forks and not head.state.electors.sets:
+            return  # nobody else has to agree yet: its word is all there is, and worth nothing
         if quorum(head, {*by, self.liar}):
             size = head.state.electors.final_by(head.size)
             if size:
