@@ -146,6 +146,7 @@ async def _started(
     else:
         await imported
     from artel.coordinator.joining import run_of_invite
+    from artel.protocol.net.elsewhere import require_alone
     from artel.protocol.net.host import Host
 
     assert prepared is not None or invite is not None
@@ -163,6 +164,7 @@ async def _started(
     try:
         if prepared is None:
             assert invite is not None
+            await require_alone(host, run)
             prepared = await run_of_invite(host, invite, options.home, identity, node)
         yield CoordinatorProcess(options, prepared, identity, node, host, http, began)
     finally:
@@ -219,6 +221,8 @@ class CoordinatorProcess:
 
     async def _term(self) -> None:
         """One term: stand by until it begins, unless it is this home's already, and lead it."""
+        from artel.protocol.net.elsewhere import require_alone
+
         key = self.identity.key
         with contextlib.ExitStack() as stack:
             home, prepared = self.options.home, self.prepared
@@ -232,6 +236,7 @@ class CoordinatorProcess:
                 ways = {peer: way for peer, way in self.others.items() if way}
                 asking = Asking(own, self.host, named, ways, alone=self.options.alone)
                 await asking.settle()
+                await require_alone(self.host, self.prepared.run)
             if own.leads(key) and may_begin:
                 sequencer = await asyncio.to_thread(
                     Sequencer, own.store, self.identity, own.run, own.heads, second=own.second

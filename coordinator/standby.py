@@ -38,9 +38,9 @@ from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
-from artel.protocol.net import delivery, dht, wire
+from artel.protocol.net import delivery, dht, elsewhere, wire
 from artel.protocol.net.slots import Caller, Rank
-from artel.protocol.tasks import end
+from artel.protocol.tasks import end, together
 
 if TYPE_CHECKING:
     from artel.protocol.net.blobs import BlobStore
@@ -55,6 +55,8 @@ SILENT_S = 1.5
 ANSWER_S = 3.0
 LAST_S = 1.0
 """In which all are asked once more, before a term begins: whatever was signed is gone on from."""
+ALONE_S = 2.0
+"""In which it is found out then whether another process runs with this key."""
 IN_TURN = 2
 """Electors that are asked at a time while all is well, and ..."""
 PEERS_A_SECOND = 32
@@ -156,7 +158,7 @@ class Standby:
                 if self._failure is not None:
                     raise self._failure
                 if self._seals.turn(self.own, self._names) is not None:
-                    await self._ask_all()
+                    await together((self._ask_all(), self._require_alone()))
                     turn = self._seals.turn(self.own, self._names)
                     if turn is not None:
                         return turn
@@ -211,6 +213,12 @@ class Standby:
             self._ask_soon(peer)
         if self._asking:
             await asyncio.wait(list(self._asking.values()), timeout=LAST_S)
+
+    async def _require_alone(self) -> None:
+        """Nobody else runs with this key, as far as can be known in a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ALONE_S):
+                await elsewhere.require_alone(self._host, self.own.run)
 
     async def _ask(self, peer: str) -> None:
         source = PeerSource(self._host, peer, self.own.run)
@@ -307,8 +315,12 @@ class Standby:
             await asyncio.sleep(LEARN_SOON_S if self.waits or not near else LEARN_S)
 
     async def announce(self) -> None:
-        """Say in the DHT that this coordinator stands by, until cancelled."""
+        """Say in the DHT that this coordinator stands by, until cancelled.
+
+        :raises ResourceError: another process has said so since, with the same key
+        """
         while True:
+            await elsewhere.require_alone(self._host, self.own.run)
             await self._stock.announce(self.state.round, -1)
             await asyncio.sleep(dht.RENEW_S)
 

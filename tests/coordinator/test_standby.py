@@ -30,9 +30,9 @@ from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog.checkpoint import origin_of, parse_checkpoint, sign_checkpoint
 from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol import messages
-from artel.protocol.errors import CheckFailed, DecodeError
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
 from artel.protocol.identity import Identity
-from artel.protocol.net import wire
+from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.tasks import end
@@ -57,9 +57,11 @@ def world() -> World:
     return world
 
 
-async def host_of(home: Path, who: Identity) -> Host:
+async def host_of(home: Path, who: Identity, run: str = "") -> Host:
+    """A host that keeps the records of a run in the DHT."""
     write_key(home / "node.key", who)
-    host = await Host.start(who, home / "node.key", listen=[LOOPBACK])
+    keys = dht.keys_of(run) if run else ()
+    host = await Host.start(who, home / "node.key", listen=[LOOPBACK], keys=keys)
     host.admit(anybody)
     return host
 
@@ -82,7 +84,7 @@ class Party:
 
     @classmethod
     async def of(cls, home: Path, world: World, who: Identity, size: int) -> Party:
-        host = await host_of(home, who)
+        host = await host_of(home, who, world.run)
         replica = Replica.open(home / DATABASE_NAME, world.run)
         party = cls(host, replica, HeadStore(home / HEADS_NAME), who)
         await party.take(world, size)
@@ -406,3 +408,24 @@ def test_seals_that_come_before_the_ledger_give_no_turn(world: World, tmp_path: 
     with contextlib.ExitStack() as stack:
         own = OwnLedger.open(tmp_path, world.run, who, [world.coordinator.key, who], "", stack)
         assert seals.turn(own, [who]) is None
+
+
+async def test_no_term_is_begun_while_another_process_runs_with_the_same_key(
+    waiting: tuple[Standby, OwnLedger], parties: list[Party], world: World, tmp_path: Path
+) -> None:
+    stands, own = waiting
+    ways = [way for party in parties for way in await party.host.addresses()]
+    assert await stands._host.join(ways)
+    other = await host_of(tmp_path / "copy", world.standbys[0])
+    try:
+        assert await other.join(ways)
+        where = await other.addresses()
+        says = {"name": "", "addresses": where, "http": "", "round": 0, "term": -1}
+        assert await other.publish(dht.run_key(world.run), dht.RunRecord.model_validate(says))
+        for party in parties:
+            party.seals(world)
+        with pytest.raises(ResourceError, match=f"with this coordinator's key.* {where[0]}"):
+            await asyncio.wait_for(stands.until_turn(), 30.0)
+        assert own.store.term == 0
+    finally:
+        await other.close()

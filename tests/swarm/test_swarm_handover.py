@@ -6,16 +6,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from artel.coordinator.local_run import LOOPBACK
+from artel.coordinator.process import INVITE_FILE
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.ledger.sync.fork import SPLIT_VIEW_FILE
 from artel.protocol import tether
+from artel.protocol.errors import EXIT_RESOURCE
+from artel.protocol.identity import LOCK_FILE
 from artel.protocol.net.http import announced_in
 from benchmarks.swarm import PATIENCE_S
 from injector import Injection
@@ -99,6 +104,31 @@ def one_history(swarm: Two, names: Sequence[str] = HOMES) -> None:
     terms = [entry.body.term for entry in decoded if entry.kind == "handover"]
     assert terms == sorted(set(terms))
     assert not state.ignored.get("handover")
+
+
+@pytest.mark.slow  # three coordinators start; test_standby and test_elsewhere show what they do
+@pytest.mark.timeout(900)
+async def test_a_copy_of_a_standbys_key_stands_by_nowhere_else(tmp_path: Path) -> None:
+    async with Two(tmp_path, write_run_of_two(tmp_path)) as swarm:
+        await swarm.start_coordinator()
+        await swarm.start_again(HOMES[1])
+        copy = tmp_path / "copy"
+        copy.mkdir(mode=0o700)
+        shutil.copy2(tmp_path / HOMES[1] / "node.key", copy)
+        invite = (tmp_path / HOMES[0] / INVITE_FILE).read_text().strip()
+        command = ["coordinator", "standby", invite, "--home", str(copy)]
+        program = await asyncio.create_subprocess_exec(
+            *tether.command(*command, "--http", "127.0.0.1:0", "--listen", LOOPBACK),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=tether.environment() | {"XDG_STATE_HOME": str(tmp_path / "elsewhere")},
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            said, _ = await program.communicate()
+        assert program.returncode == EXIT_RESOURCE, said.decode()
+        assert b"another process runs with this coordinator's key" in said
+        assert {each.name for each in copy.iterdir()} <= {"node.key", LOCK_FILE}
+        assert swarm.pair[HOMES[1]].running
 
 
 @pytest.mark.timeout(900)
