@@ -101,7 +101,8 @@ class Fold:
 
     def __init__(self, state: FoldState) -> None:
         self.state = state
-        self._next, self._outcomes = state.copy(), list[Outcome]()
+        self.begun, self._outcomes = state.copy(), list[Outcome]()
+        """The state with what :meth:`beside` was given, committed or not."""
         self.anew = False
         """Whether what is committed, and not settled, takes the place of what was there."""
 
@@ -131,10 +132,10 @@ class Fold:
     def beside(self, connection: sqlite3.Connection, new: Sequence[Entry], first: int) -> None:
         """Apply entries and write their effects (a :data:`ledger.store.store.Beside`)."""
         if first == self.state.size:  # whatever was begun before has come to nothing
-            self._next, self._outcomes = self.state.copy(), []
-        if first != self._next.size:
-            raise CheckFailed(f"the fold is at entry {self._next.size}, the ledger at {first}")
-        self._outcomes += write(connection, self._next, new)
+            self.begun, self._outcomes = self.state.copy(), []
+        if first != self.begun.size:
+            raise CheckFailed(f"the fold is at entry {self.begun.size}, the ledger at {first}")
+        self._outcomes += write(connection, self.begun, new)
 
     def require_terms(self, terms: Iterable[Term]) -> None:
         """Refuse terms that somebody says to begin in what :meth:`beside` was given, and do not.
@@ -142,7 +143,7 @@ class Fold:
         :raises CheckFailed: so it is: nothing behind that entry has to be read
         """
         for term in terms:
-            if term.begins < self._next.size and term not in self._next.terms:
+            if term.begins < self.begun.size and term not in self.begun.terms:
                 raise CheckFailed(
                     f"entry {term.begins} does not begin term {term.number}: the electors have not "
                     "sealed the one before",
@@ -152,7 +153,7 @@ class Fold:
     def begin_anew(self, other: Fold) -> None:
         """What is committed was folded by another one, from entry 0 on: :meth:`settle` takes that
         over."""
-        self._next, self._outcomes, self.anew = other._next, other._outcomes, True
+        self.begun, self._outcomes, self.anew = other.begun, other._outcomes, True
 
     def settle(self) -> list[Outcome]:
         """What :meth:`beside` was given is committed: go on from there.
@@ -160,7 +161,7 @@ class Fold:
         :returns: what each entry did
         """
         outcomes, self._outcomes = self._outcomes, []
-        self.state, self.anew = self._next, False
+        self.state, self.anew = self.begun, False
         return outcomes
 
 

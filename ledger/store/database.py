@@ -176,7 +176,18 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         # committed is gone when the connection is.
         with suppress(sqlite3.Error):
             connection.execute("ROLLBACK")
+            _shrink(connection)
         raise
+
+
+def _shrink(connection: sqlite3.Connection) -> None:
+    """Give back what a transaction that came to nothing took of the disk: it stands in the log. A
+    reader of what is in there is not waited for; then the next one that fails does it."""
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={LOCK_WAIT_S * 1000:.0f}")
 
 
 @contextmanager

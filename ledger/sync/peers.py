@@ -104,8 +104,13 @@ class PeerSource(Brought):
         self._seconds, self._bytes = seconds, bytes
 
     def _ask_for(self, paths: Sequence[str], skip: int) -> list[bytes | None]:
-        if self._seconds <= 0 or self._bytes <= 0:
+        if self._seconds <= 0:
             raise Unreachable(f"{self.name} did not give what it shows in the time that it has")
+        if self._bytes <= 0:
+            raise CheckFailed(
+                f"{self.name} shows more than is read before it is proven to be true",
+                "ask another holder of the ledger",
+            )
         work = self.files(*paths, skip=skip, timeout=min(BRING_TIMEOUT_S, self._seconds))
         began = self._since = time.monotonic()
         self._asked = asyncio.run_coroutine_threadsafe(work, self._loop)

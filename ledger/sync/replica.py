@@ -30,7 +30,7 @@ from artel.ledger.store.published import LostEntries, read_checkpoint_file, term
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork, leadership
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.looks import TRUSTED, Looks
+from artel.ledger.sync.looks import LOOK_BYTES, TRUSTED, Looks
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import (
     SignedHead,
@@ -58,7 +58,8 @@ TURN_S, PACE = 5.0, 256
 """Once others wait, who gives fewer entries a second behind the first seconds gives way. What this
 machine itself needs for them does not count, but of a ledger that may be made up."""
 UNPROVEN_BYTES = 256 << 20
-"""For a ledger of a later term, taken over by a copy that does not know its electors."""
+"""Of a ledger of a later term, for a copy that holds nothing: so much may come in before more of it
+is final, by the electors that it has then, or the term has begun."""
 WATCH_S = 0.2
 """Between two looks at whether somebody is slow."""
 MOST_LOST = 4096
@@ -79,11 +80,24 @@ class _Offer:
     term: int = 0
     proven: bool = False
     """Who leads its term is known here, or was sealed by electors that are."""
+    bytes: float = math.inf
+    """That may come in of it before it is proven, each time that more of it is final."""
+    final: int = 0
     taken: int = 0
     """Entries of it that came in."""
 
     def took(self, *_: int) -> None:
         self.taken += 1
+
+    def folded(self, source: PeerSource, state: FoldState) -> None:
+        """Bound what may come in by what the fold has found in it: a made-up ledger can begin as
+        the true one, but nothing behind that becomes final."""
+        if self.proven or self.head is None:
+            return
+        self.proven = state.term.number == self.head.term
+        if self.proven or state.final > self.final:
+            self.final = state.final
+            source.limit(bytes=math.inf if self.proven else self.bytes)
 
     @property
     def turn(self) -> float:
@@ -318,10 +332,12 @@ class Replica:
             else:
                 offer.head = verified_head(source, text, (), run)
             if isinstance(source, PeerSource):
-                if offer.proven or self._trusts(source):
+                offer.bytes = offer.more * LOOK_BYTES if store.size else UNPROVEN_BYTES
+                offer.final = self.state.final
+                if offer.proven:
                     source.limit()
-                elif not store.size:
-                    source.limit(bytes=UNPROVEN_BYTES * offer.more)
+                elif not store.size or self._trusts(source):
+                    source.limit(bytes=offer.bytes)
             return
         if store.size:
             signers = store.signers(term)
@@ -348,6 +364,11 @@ class Replica:
             return
         own = self._own_not_final() if later else []
         self.giving_up(own)
+
+        def folded(state: FoldState) -> None:
+            if isinstance(source, PeerSource):
+                offer.folded(source, state)
+
         try:
             take_over(
                 store,
@@ -357,6 +378,7 @@ class Replica:
                 most=self.most,
                 instead=instead,
                 progress=offer.took,
+                folded=folded,
             )
             self.lost += [entry for entry in own if store.index_of(entry.id) is None]
         except CheckFailed:

@@ -257,6 +257,7 @@ def take_over(
     instead: bool = False,
     processes: bool = False,
     progress: Tell = silent,
+    folded: Callable[[FoldState], None] = lambda state: None,
 ) -> None:
     """Append what a source has beyond a store, up to a signed head; all of it or nothing.
 
@@ -266,6 +267,7 @@ def take_over(
     :param instead: it takes the place of what is other in the store, also in the same term
     :param processes: as in :func:`ledger.fold.replay.decoded`
     :param progress: called with the number of entries that were read and the number of all
+    :param folded: called with what the fold has come to, after every few entries
     :raises CheckFailed: the tree of the head does not begin with what the store holds, or is not
         what the source serves
     :raises TooMuch: it has more than ``most``
@@ -306,6 +308,7 @@ def take_over(
     def beside(connection: Connection, new: Sequence[Entry], first: int) -> None:
         anew.beside(connection, new, first)
         anew.require_terms(head.terms)
+        folded(anew.begun)
 
     try:
         if keep is None:

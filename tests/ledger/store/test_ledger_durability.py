@@ -13,18 +13,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from artel.ledger import entries
+from artel.ledger.store import database
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
 from artel.ledger.store.verify import verify_home
-from artel.protocol.errors import ArtelError
+from artel.protocol.errors import ArtelError, CheckFailed
 from ledger_world import World, key
 from places import ROOT, WORLDS
 
@@ -176,3 +179,22 @@ def test_a_flipped_byte_is_named_and_nothing_wrong_is_signed(tiled_home: Path, c
     offsets += [rng.randrange(100) for _ in range(count // 4)]
     offsets += [4096 * rng.randrange(size // 4096) + rng.randrange(12) for _ in range(count // 4)]
     flipped_bytes(tiled_home, DATABASE_NAME, offsets, rng)
+
+
+@pytest.mark.parametrize("read", [False, True])
+def test_what_comes_to_nothing_takes_no_room_on_the_disk(tmp_path: Path, read: bool) -> None:
+    """Nor does it wait for somebody who reads meanwhile."""
+    path = tmp_path / DATABASE_NAME
+    connection, log = database.connect(path, database.tables()), path.with_name(f"{path.name}-wal")
+    with closing(connection):
+        for reader in (True, False) if read else (False,):
+            with database.reading(path, database.tables()) if reader else nullcontext():
+                began = time.monotonic()
+                with pytest.raises(CheckFailed), database.transaction(connection):
+                    for number in range(64):
+                        row = (number, bytes(1 << 17))
+                        connection.execute("INSERT INTO entries VALUES (?, ?)", row)
+                    assert log.stat().st_size > 4 << 20
+                    raise CheckFailed("the last of it is wrong")
+                assert time.monotonic() - began < database.LOCK_WAIT_S / 2
+        assert log.stat().st_size == 0

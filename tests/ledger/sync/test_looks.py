@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries.records import Term
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.store.store import DATABASE_NAME, LedgerStore
+from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, LedgerStore
 from artel.ledger.sync import looks, replica
 from artel.ledger.sync.leadership import said_by
 from artel.ledger.sync.looks import Looks
@@ -30,6 +30,7 @@ from artel.node import link
 from artel.node.link import Link
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
 from artel.protocol.net import wire
 from host_world import until
@@ -304,3 +305,78 @@ async def test_a_handover_that_is_not_sealed_is_refused_before_anything_behind_i
         assert not [path for path in asked if path.startswith("tile/entries/002")]
         own.store.close()
         heads.close()
+
+
+async def grow(party: Party, leaves: Sequence[bytes], by: Identity, term: int = 0) -> None:
+    for first in range(0, len(leaves), MAX_BATCH):
+        await party.add(leaves[first : first + MAX_BATCH], by, term)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the files that are shown, of which few are read ahead."""
+    monkeypatch.setattr("artel.ledger.fold.replay._IN_FLIGHT", 32 << 10)
+    sizes, found = list[int](), PeerSource.files
+
+    async def files(*given: Any, **options: Any) -> list[bytes | None]:
+        answers = await found(*given, **options)
+        sizes.extend(len(each) for each in answers if each)
+        return answers
+
+    monkeypatch.setattr(PeerSource, "files", files)
+    return sizes
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_of_a_term_that_nobody_has_sealed_little_is_read_from_who_may_lead(
+    run: Parties, world: World, monkeypatch: pytest.MonkeyPatch, shown: list[int], whole: bool
+) -> None:
+    monkeypatch.setattr(replica, "LOOK_BYTES", 64 << 10)
+    monkeypatch.setattr(replica, "UNPROVEN_BYTES", 256 << 10)
+    leader, (standby,) = await run.coordinator(), world.standbys
+    liar = await run.party(standby)
+    await liar.follow(leader)
+    said = entries.seal(key("nobody"), world.run, term=0, next=standby.key)
+    seals = [entries.open_seal(said.encode())[1]]
+    junk = [entries.account(key(f"junk {number}"), world.run) for number in range(3000)]
+    handed = entries.handover(standby, world.run, term=1, seals=seals)
+    leaves = [each.encode() for each in (*junk, handed)]
+    await grow(liar, leaves, standby, 1)
+    liar.replica.state.terms.append(Term(1, len(world.leaves) + len(junk), standby.key))
+    reader = await run.elector(leader) if whole else await run.party(key("a newcomer"))
+    if not whole:
+        reader.watches(key("its account"))
+        reader.replica.coordinators = reader.link.coordinators
+    shown.clear()
+    root = reader.replica.store.root
+    with pytest.raises(CheckFailed, match="more than is read before it is proven"):
+        await reader.follow(liar)
+    assert reader.replica.store.root == root
+    assert 256 << 10 < sum(shown) < 700 << 10  # of 1.4 MB
+    await reader.follow(leader)
+    assert reader.replica.store.root == leader.replica.store.root
+
+
+async def test_what_electors_have_made_final_is_read_to_its_end_by_a_copy_that_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[int]
+) -> None:
+    monkeypatch.setattr(replica, "UNPROVEN_BYTES", 300 << 10)
+    monkeypatch.setattr("artel.ledger.store.store._PAGE", 32 << 10)  # folded at once
+    world = two_coordinators()
+    for number in range(1, 60):
+        world.add(*world.round(number))
+        world.add(world.witnessed(world.leaves))
+    said = [
+        entries.seal(who, world.run, term=0, next=world.standbys[0].key) for who in world.members
+    ]
+    seals = [entries.open_seal(each.encode())[1] for each in said]
+    handed = entries.handover(world.standbys[0], world.run, term=1, seals=seals)
+    async with AsyncExitStack() as stack:
+        run = Parties(tmp_path, world, stack)
+        standby, newcomer = await run.party(world.standbys[0]), await run.party(key("a newcomer"))
+        await grow(standby, world.leaves, world.coordinator)
+        await standby.add([handed.encode()], world.standbys[0], 1)
+        await newcomer.follow(standby)
+        assert newcomer.replica.state.term.number == 1
+        assert newcomer.replica.store.root == standby.replica.store.root
+    assert sum(shown) > 1.5 * replica.UNPROVEN_BYTES
