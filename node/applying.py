@@ -10,10 +10,11 @@ computes a slice gets the same bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from artel.node.sync import States
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine, Command, Counted
 from artel.protocol import assignment, index_items, messages
-from artel.protocol.errors import CheckFailed, Unreachable
+from artel.protocol.errors import CheckFailed
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import IndexItem
@@ -40,13 +41,15 @@ log = logging.getLogger("artel.node")
 KIND: Kind = "contribution"
 HOLDERS = 12
 """Members that are named for a piece of content, beside its maker and the coordinator."""
-HINTED_S = 30.0
-"""For the content that items name, before whole indexes say which it is."""
+HINTED = 1 / 4
+"""Part of ``settle_s`` that items and what they name may take all together, each time half of what
+is left of it. What is not here then, whole indexes have to show."""
 LACKING_S = 90.0
 """Until the coordinator says whether it has got what this node lacks."""
 POLL_S = 0.5
 """Between two looks at the ledger for aggregates that others still owe."""
 
+Items = dict[tuple[str, int], IndexItem]
 Refresh = Callable[[], Awaitable[ClosedRound]]
 """The closed round with what the ledger has learnt of it by now."""
 
@@ -59,9 +62,11 @@ class _Known:
     indexes: dict[str, list[IndexItem]] = field(default_factory=dict)
     """Node to what its index says of each slice; of one node at least, and of all whose items were
     not had, not right, or no fewer bytes."""
-    items: dict[tuple[str, int], IndexItem] = field(default_factory=dict)
-    """The same of nodes and slices whose index was not asked for; of these only ``payload`` is
-    certain, content id and size are a holder's word."""
+    items: Items = field(default_factory=dict)
+    """The same of nodes and slices whose index was not asked for; what it names was here, and has
+    these numbers."""
+    waited: float = 0.0
+    """Seconds that items and what they name have taken."""
     own: dict[int, str] = field(default_factory=dict)
     """Slice to the id of the aggregate that was computed here."""
     said: set[int] = field(default_factory=set)
@@ -159,20 +164,12 @@ class Applying:
 
     async def _open_indexes(self, closed: ClosedRound, nodes: Sequence[str]) -> None:
         """Learn what the contributions of these nodes consist of."""
-        indexes = self._known.indexes
+        indexes, shown, most = self._known.indexes, closed.shown, pseudogradient.MAX_INDEX_BYTES
         nodes = [node for node in nodes if node not in indexes]
-        wanted = [
-            Wanted(
-                closed.shown[node].blob,
-                self._keepers(closed, node),
-                pseudogradient.MAX_INDEX_BYTES,
-                KIND,
-            )
-            for node in nodes
-        ]
+        wanted = [Wanted(shown[n].blob, self._keepers(closed, n), most, KIND) for n in nodes]
         for node, path in zip(nodes, await self._fetch(wanted), strict=True):
             data = await asyncio.to_thread(path.read_bytes)
-            body = closed.shown[node]
+            body = shown[node]
             indexes[node] = pseudogradient.open_index(
                 data, round=closed.round, base=body.base, payload=body.payload
             )
@@ -201,8 +198,31 @@ class Applying:
             }
             await session.link.locate({peer for one in asked.values() for peer in one.holders})
             like = next(iter(known.indexes.values()))
-            known.items |= await index_items.ask(session.host, asked, wanted, like)
+            with self._timed() as seconds:
+                items = await index_items.ask(session.host, asked, wanted, like, seconds)
+            known.items |= await self._tried(closed, items, like)
         await self._open_indexes(closed, unknown())
+
+    async def _tried(self, closed: ClosedRound, items: Items, like: Sequence[IndexItem]) -> Items:
+        """Those of the items that are right. Nobody is to blame for what an item says: so all who
+        name what they then keep back take no more time together than one does."""
+        among = {number: self._fetching(closed, number) for number in {j for _, j in items}}
+        wanted = [
+            Wanted(item.blob, self._holders(closed, node, among[number]), item.size, KIND)
+            for (node, number), item in items.items()
+        ]
+        with self._timed() as seconds:
+            await self._fetch_some(wanted, seconds)
+        return await asyncio.to_thread(index_items.right, self._session.blobs, items, like)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[float]:
+        """The seconds that the next step with items may take."""
+        known, began = self._known, time.monotonic()
+        try:
+            yield (self._session.manifest.config.rounds.settle_s * HINTED - known.waited) / 2
+        finally:
+            known.waited += time.monotonic() - began
 
     def _keepers(self, closed: ClosedRound, node: str) -> list[str]:
         """Who may give the index of a contribution."""
@@ -211,22 +231,16 @@ class Applying:
 
     async def _do_my_part(self, closed: ClosedRound, patience: float) -> None:
         """Aggregate the slices that are this node's, and show them to everybody."""
-        done = closed.aggregates.keys() | self._known.said
+        session, done = self._session, closed.aggregates.keys() | self._known.said
         mine = [j for j in self._mine(closed, assignment.combined_by) if j not in done]
         await self._learn(closed, [*mine, *self._mine(closed, assignment.checked_by)])
         for number in mine:
             blob = await self._aggregate(closed, number)
-            size = self._session.blobs.size_of(blob) or 0
-            await delivery.push_all(
-                self._session.host,
-                self._session.blobs,
-                self._session.link.coordinator,
-                [blob],
-                kind="slice",
-            )
+            size, office = session.blobs.size_of(blob) or 0, session.link.coordinator
+            await delivery.push_all(session.host, session.blobs, office, [blob], kind="slice")
             statement = entries.aggregate(
-                self._session.identity,
-                self._session.run,
+                session.identity,
+                session.run,
                 round=closed.round,
                 attempt=closed.attempt,
                 slice=number,
@@ -356,47 +370,26 @@ class Applying:
             node: Wanted(item.blob, self._holders(closed, node, others), item.size, KIND)
             for node, item in items.items()
         }
-        away = [node for node, one in wanted.items() if not session.blobs.has(one.blob)]
-        try:
-            async with asyncio.timeout(None if known.indexes.keys() >= {*away} else HINTED_S):
-                paths = await self._fetch([*wanted.values()])
-        except (Unreachable, TimeoutError):
-            if not session.holders:
-                raise
-            lacking = [n for n in away if not session.blobs.has(wanted[n].blob)]
+        if session.holders:
+            await self._fetch_some([*wanted.values()])
+            lacking = [node for node, one in wanted.items() if not session.blobs.has(one.blob)]
             if await self._doubt(closed, lacking):
                 return await self._inputs(closed, number)
-            await self._find(closed, number, {node: wanted[node] for node in lacking})
-            paths = await self._fetch([*wanted.values()])
-        wrong = []
-        for node, path in zip(wanted, paths, strict=True):
+            await together(self._say_lacking(closed, number, node) for node in lacking)
+        paths = await self._fetch([*wanted.values()])
+        for node, path in zip(wanted, paths, strict=True) if session.holders else ():
             data = await asyncio.to_thread(path.read_bytes)
             known_by = pseudogradient.payload_digest(data[pseudogradient.HEADER_BYTES :])
             if known_by != items[node].payload:
-                wrong.append(node)
-        if await self._doubt(closed, wrong):
-            return await self._inputs(closed, number)
-        for node in wrong if session.holders else ():
-            await self._say_lacking(closed, number, node)
+                await self._say_lacking(closed, number, node)
         return paths
 
-    async def _doubt(self, closed: ClosedRound, nodes: Sequence[str]) -> bool:
-        """What items named of these nodes is not had or not right: look at their indexes, since a
-        holder's word is nothing to blame them for. False when these are known already."""
+    async def _doubt(self, closed: ClosedRound, nodes: Iterable[str]) -> bool:
+        """Something of these nodes is not had or not right: look at their indexes before anybody is
+        blamed for that. False when these are known already."""
         hinted = [node for node in nodes if node not in self._known.indexes]
         await self._open_indexes(closed, hinted)
         return bool(hinted)
-
-    async def _find(self, closed: ClosedRound, number: int, wanted: Mapping[str, Wanted]) -> None:
-        """Have the coordinator get what nobody gives to this node."""
-
-        async def look_for(node: str) -> None:
-            try:
-                await self._fetch([wanted[node]])
-            except Unreachable:
-                await self._say_lacking(closed, number, node)
-
-        await together(map(look_for, wanted))
 
     async def _say_lacking(self, closed: ClosedRound, number: int, node: str) -> None:
         """:raises Refused: the coordinator cannot get it either, and the attempt is over"""
@@ -413,10 +406,17 @@ class Applying:
     # --- what both share ---
 
     async def _fetch(self, wanted: Sequence[Wanted]) -> list[Path]:
-        session = self._session
-        here = session.blobs.has
-        await session.link.locate(p for one in wanted if not here(one.blob) for p in one.holders)
-        return await delivery.fetch_all(session.host, session.blobs, wanted)
+        await self._locate(wanted)
+        return await delivery.fetch_all(self._session.host, self._session.blobs, wanted)
+
+    async def _fetch_some(self, wanted: Sequence[Wanted], seconds: float | None = None) -> None:
+        await self._locate(wanted)
+        await delivery.fetch_some(self._session.host, self._session.blobs, wanted, seconds)
+
+    async def _locate(self, wanted: Sequence[Wanted]) -> None:
+        here = self._session.blobs.has
+        peers = {peer for one in wanted if not here(one.blob) for peer in one.holders}
+        await self._session.link.locate(peers)
 
     def _fetching(self, closed: ClosedRound, number: int) -> list[str]:
         """Who was given a slice of each contribution; or else its aggregator and its checker, which

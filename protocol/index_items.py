@@ -9,6 +9,7 @@ hints, until what they lead to has these numbers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
@@ -20,10 +21,13 @@ from artel.protocol.assignment import MAX_SLICES
 from artel.protocol.errors import ArtelError, DecodeError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.exchange.pseudogradient import (
+    HEADER_BYTES,
     IndexItem,
     ProvingIndex,
+    begins_like,
     index_bytes,
     open_proven,
+    payload_digest,
 )
 from artel.protocol.identity import short_peer
 from artel.protocol.merkle import HASH_BYTES
@@ -87,13 +91,18 @@ class Listed(NamedTuple):
 
 
 async def ask(
-    host: Host, listed: Mapping[str, Listed], slices: Sequence[int], like: Sequence[IndexItem]
+    host: Host,
+    listed: Mapping[str, Listed],
+    slices: Sequence[int],
+    like: Sequence[IndexItem],
+    seconds: float,
 ) -> dict[tuple[str, int], IndexItem]:
     """What indexes say of some slices, by node and slice; nothing of those that nobody gives.
 
     :param listed: by node
     :param like: what another index of the round says: these have as many slices, and nobody is
         believed that says one of them had more than twice the bytes
+    :param seconds: who has not answered then is not waited for
     """
     request, gate = partial(messages.GetItems, slices=[*slices]), asyncio.Semaphore(AT_ONCE)
     found: dict[tuple[str, int], IndexItem] = {}
@@ -121,5 +130,31 @@ async def ask(
                 said = {"peer": short_peer(peer), "node": short_peer(node), "reason": reason}
                 emit(log, "items.not_given", logging.DEBUG, **said)
 
-    await together(map(of, listed))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await together(map(of, listed))
+    return found
+
+
+def right(
+    store: BlobStore, items: Mapping[tuple[str, int], IndexItem], like: Sequence[IndexItem]
+) -> dict[tuple[str, int], IndexItem]:
+    """Those of some items that lead to the numbers of their slice: what they name is here.
+
+    :param items: by node and slice
+    :param like: index of the round; its blobs, as far as they are here, show how one of their slice
+        begins
+    """
+
+    def read(blob: str) -> bytes:
+        path = store.path(blob)
+        return b"" if path is None else path.read_bytes()
+
+    heads = {slice: read(like[slice].blob)[:HEADER_BYTES] for slice in {j for _, j in items}}
+    found = {}
+    for (node, slice), item in items.items():
+        data, head = read(item.blob), heads[slice]
+        numbers = payload_digest(memoryview(data)[HEADER_BYTES:])
+        if numbers == item.payload and (not head or begins_like(data, head)):
+            found[node, slice] = item
     return found

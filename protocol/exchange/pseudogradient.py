@@ -199,6 +199,14 @@ def payload_digest(payload: Payload) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
+def begins_like(blob: Payload, like: Payload) -> bool:
+    """Whether a blob has the header of another one for the same slice, but for its own length."""
+    start, length = HEADER_BYTES - 8, len(blob) - HEADER_BYTES
+    if length < 0:
+        return False
+    return blob[:HEADER_BYTES] == bytes(like[:start]) + length.to_bytes(8, "big")
+
+
 def joined_digest(digests: Sequence[str]) -> str:
     """What the numbers of a contribution in slices are known by.
 

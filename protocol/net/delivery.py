@@ -12,8 +12,9 @@ import contextlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from artel.protocol import content, files, merkle, messages
 from artel.protocol.errors import DecodeError, Unreachable
@@ -34,6 +35,7 @@ __all__ = [
     "count_as",
     "fetch",
     "fetch_all",
+    "fetch_some",
     "push",
     "push_all",
     "receive",
@@ -47,6 +49,8 @@ TRIES = 2
 PIECES_AT_ONCE = 64
 """That are looked for at the same time, so that what a piece costs does not grow with how many are
 wanted: the next request is chosen among all that are under way."""
+
+_Bring = Callable[[Wanted], Coroutine[Any, Any, Path]]
 
 
 async def serve_content(
@@ -105,6 +109,32 @@ async def fetch_all(
     :raises Unreachable: no holder could give the rest of a piece
     :raises ResourceError: the disk is full, or the quota too small
     """
+    async with _bringing(host, store, progress) as bring:
+        return await together(map(bring, wanted))
+
+
+async def fetch_some(
+    host: Host, store: BlobStore, wanted: Sequence[Wanted], seconds: float | None = None
+) -> None:
+    """Bring into the store what of several pieces of content can be had, in this time if any.
+
+    :raises ResourceError: as :func:`fetch_all`
+    """
+
+    async def try_to(bring: _Bring, one: Wanted) -> None:
+        with contextlib.suppress(Unreachable):
+            await bring(one)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds), _bringing(host, store) as bring:
+            await together(try_to(bring, one) for one in wanted)
+
+
+@contextlib.asynccontextmanager
+async def _bringing(
+    host: Host, store: BlobStore, progress: Tell | None = None
+) -> AsyncIterator[_Bring]:
+    """What fetches one piece; pieces that are fetched by it at the same time share a swarm."""
     swarm, gate = Swarm(host, store), asyncio.Semaphore(PIECES_AT_ONCE)
 
     async def bring(one: Wanted) -> Path:
@@ -121,7 +151,7 @@ async def fetch_all(
 
     running = asyncio.create_task(swarm.run())
     try:
-        return await together(map(bring, wanted))
+        yield bring
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

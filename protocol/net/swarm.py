@@ -31,7 +31,7 @@ from artel.protocol.telling import Tell
 log = logging.getLogger("artel.transfer")
 
 AT_ONCE = 12
-"""Requests of one swarm under way, without those that double slow ones."""
+"""Requests of one swarm under way, without silent ones and those that double slow ones."""
 PER_HOLDER = 2
 SOURCES = 4
 """Holders that are asked for one piece of content at the same time."""
@@ -133,7 +133,7 @@ class Swarm:
         while asking:  # each piece of content gets one request before any gets its second
             asking = False
             for job in jobs:
-                if len(self._asks) >= AT_ONCE:
+                if sum(not ask.silent for ask in self._asks) >= AT_ONCE:
                     break
                 asking = self._ask_more(job, now) or asking
         for job in jobs:

@@ -21,6 +21,7 @@ from artel.node.keeping import Keeping
 from artel.node.trainer import orders
 from artel.node.trainer.merging import usable
 from artel.protocol import assignment, content, index_items, messages
+from artel.protocol.errors import Unreachable
 from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.exchange.aggregate_slice import recompute, round_slices
 from artel.protocol.exchange.pseudogradient import (
@@ -31,7 +32,7 @@ from artel.protocol.exchange.pseudogradient import (
     open_proven,
 )
 from artel.protocol.identity import Identity, load_or_create
-from artel.protocol.net import wire
+from artel.protocol.net import swarm, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.run_config import ExchangeSection
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LAYOUT = Layout.of([("up", (64, 200)), ("norm", (64,)), ("down", (200, 64))])
 RULES = ExchangeSection(codec="int4", topology="sharded", holders=2)
-BASE, ROUND, MEMBERS = "5c" * 32, 3, 5
+BASE, ROUND, MEMBERS, SETTLE_S = "5c" * 32, 3, 5, 16.0
 Hosts = tuple[list[Host], dict[Host, Holder], Identity]
 
 
@@ -92,9 +93,13 @@ class Scene:
             link=self.link,
             blobs=self.store,
             holders=RULES.holders,
+            manifest=SimpleNamespace(
+                config=SimpleNamespace(rounds=SimpleNamespace(settle_s=SETTLE_S))
+            ),
             trainer=SimpleNamespace(do=self._combine),
             work_dir=home,
         )
+        self.combined: list[int] = []
         self.own = Applying(session, None, 1 << 20)  # type: ignore[arg-type]
         self.own._known = applying._Known((ROUND, 0))
         weights = dict.fromkeys(self.members, 7)
@@ -145,6 +150,7 @@ class Scene:
             )
 
     async def _combine(self, order: orders.Combine) -> Path:
+        self.combined.append(order.slice)
         made = self.right(order.slice, {c.node: c.blob for c in order.contributions})
         path = order.out / f"slice-{order.slice}"
         path.write_bytes(made)
@@ -194,6 +200,20 @@ class Scene:
 
         self.others[liar].lie = lie
 
+    def keep_back(self, liar: str, items: list[IndexItem]) -> None:
+        """Have it be silent when it is asked for what only these items name, or the index."""
+        forging, silent = self.others[liar].lie, _silent(messages.GetIndex)
+        kept = {item.blob for item in items} - {item.blob for item in self.items[liar]}
+        kept.add(self.closed.shown[liar].blob)
+
+        async def both(request: messages.Message, stream: wire.ByteStream) -> bool:
+            if isinstance(request, messages.GetIndex) and request.id in kept:
+                return await silent(request, stream)
+            assert forging is not None
+            return await forging(request, stream)
+
+        self.others[liar].lie = both
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def hosts(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hosts]:
@@ -235,7 +255,6 @@ async def test_who_gives_false_items_is_got_round_and_nobody_is_blamed(
     scene: Scene, lie: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_items, "ANSWER_S", 1.0)
-    monkeypatch.setattr(applying, "HINTED_S", 2.0)
     liar = scene.strangers[0]
     items = list(scene.items[liar])
     for number in scene.mine():
@@ -260,23 +279,63 @@ async def test_who_gives_false_items_is_got_round_and_nobody_is_blamed(
     else:
         scene.lie(liar, {liar: items})
     if lie == "slow":
-        forging = scene.others[liar].lie
-        silent = _silent(messages.GetIndex)
-        named = {item.blob for item in items} - {item.blob for item in scene.items[liar]}
-
-        async def both(request: messages.Message, stream: wire.ByteStream) -> bool:
-            if isinstance(request, messages.GetIndex) and request.id in named:
-                return await silent(request, stream)
-            assert forging is not None
-            return await forging(request, stream)
-
-        scene.others[liar].lie = both
+        scene.keep_back(liar, items)
     began = time.monotonic()
     await scene.do_my_part()
     assert time.monotonic() - began < 15
     # What is not proven another holder gives; what is not there the index has to show.
     assert scene.fetched() == (set() if lie in ("proof", "silence") else {liar})
     assert not scene.blamed()
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+async def test_all_who_keep_back_what_their_items_name_take_one_wait(
+    scene: Scene, liars: int
+) -> None:
+    """Each lies about another slice: one wait for each slice was all the time that a round has."""
+    lying = list(zip(scene.strangers, scene.mine(), strict=False))[:liars]
+    assert len(lying) == liars
+    for liar, number in lying:
+        items = list(scene.items[liar])
+        fake = IndexItem.of(b"\1" * items[number].size)
+        items[number] = fake._replace(payload=items[number].payload)
+        scene.lie(liar, {liar: items})
+        scene.keep_back(liar, items)
+    began = time.monotonic()
+    await scene.do_my_part()
+    took = time.monotonic() - began
+    wait = SETTLE_S * applying.HINTED / 2
+    assert wait < took < wait + swarm.SLOW_S + 3.0, "makers keep their indexes back as well"
+    assert scene.fetched() == {liar for liar, _ in lying}
+    assert not scene.blamed()
+    assert scene.own._known.waited < SETTLE_S * applying.HINTED
+
+
+async def test_all_false_headers_are_found_before_anything_is_combined(scene: Scene) -> None:
+    """What combines stops at the first of them: so many liars cost one index after another."""
+    for liar in scene.strangers:
+        items = list(scene.items[liar])
+        for number in scene.mine():
+            data = scene.pieces[liar][number]
+            data = data[:16] + bytes(8) + data[24:]
+            scene.others[liar].store.put(data)
+            items[number] = IndexItem.of(data)
+        scene.lie(liar, {liar: items})
+    await scene.do_my_part()
+    assert scene.combined == scene.mine()
+    assert scene.fetched() == {*scene.strangers}
+    assert not scene.blamed()
+
+
+async def test_who_is_silent_about_items_takes_no_more_than_a_part_of_the_time(
+    scene: Scene,
+) -> None:
+    for liar in scene.strangers:
+        scene.others[liar].lie = _silent(messages.GetItems)
+    began = time.monotonic()
+    await scene.do_my_part()
+    assert time.monotonic() - began < index_items.ANSWER_S - 1.0
+    assert scene.fetched() == {*scene.strangers}
 
 
 def _silent(kind: type[messages.Message]) -> Any:
@@ -296,7 +355,7 @@ async def test_whom_the_index_itself_convicts_is_named(scene: Scene) -> None:
     for holder in (*scene.others.values(), scene.office):
         holder.store.delete(blob)
     scene.store.delete(blob)
-    with pytest.raises(applying.Unreachable):
+    with pytest.raises(Unreachable):
         await scene.do_my_part()
     (said,) = scene.blamed()
     assert (said.node, said.slice) == (bad, number)

@@ -464,6 +464,29 @@ async def test_one_that_cannot_be_had_is_said_and_the_rest_goes_on_later(
     assert not us.store.partials
 
 
+async def test_who_is_silent_keeps_nothing_else_back(
+    peers: list[Holder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    us, liar, one, _ = peers
+
+    async def silent(request: messages.Message, stream: wire.ByteStream) -> bool:
+        await asyncio.sleep(60)
+        return True
+
+    liar.lie = silent
+    monkeypatch.setattr(swarming, "AT_ONCE", 1)
+    monkeypatch.setattr(swarming, "SLOW_S", 0.5)
+    there = [one.store.put(made(75 + n, 1000)) for n in range(3)]
+    wanted = [Wanted("ab" * 32, [liar.peer], 1000), Wanted("cd" * 32, [one.peer], 1000)]
+    wanted += [Wanted(blob, [one.peer], 1000) for blob in there]
+    began = time.monotonic()
+    await delivery.fetch_some(us.host, us.store, wanted, 3.0)
+    assert time.monotonic() - began == pytest.approx(3.0, abs=0.5)
+    assert [us.store.has(one.blob) for one in wanted] == [False, False, True, True, True]
+    assert not us.store.partials
+    await delivery.fetch_some(us.host, us.store, wanted[1:])
+
+
 async def test_a_request_that_is_cancelled_before_it_begins_leaves_nothing(
     peers: list[Holder],
 ) -> None:

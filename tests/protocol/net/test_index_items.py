@@ -53,7 +53,7 @@ async def ask(
     hosts: list[Host], *holders: Holder, payload: str = PAYLOAD
 ) -> dict[tuple[str, int], IndexItem]:
     where = Listed(BLOB, payload, [holder.peer for holder in holders])
-    return await index_items.ask(hosts[0], {"maker": where}, [7, 8], THEIRS)
+    return await index_items.ask(hosts[0], {"maker": where}, [7, 8], THEIRS, 30.0)
 
 
 def saying(*items: bytes) -> Answer:
