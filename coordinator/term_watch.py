@@ -1,6 +1,7 @@
 """Whether the term that a coordinator leads is over, or is to end.
 
-It is over when a quorum of the electors has sealed it, or a later one has begun. The coordinator
+It is over when a quorum of the electors has sealed it, or a later one has begun, or when another
+process leads the same one with the same key. The coordinator
 itself asks for seals (``seal`` in its directives, between two rounds) when its owner wants that
 (``artel coordinator handover``), and when some have sealed without which no head is certified any
 more: a blip would else leave the run without anything final.
@@ -16,14 +17,12 @@ from pathlib import Path
 
 from artel.coordinator.circle import Circle
 from artel.coordinator.handing_over import is_asked, take
-from artel.coordinator.recovery import require_leading
+from artel.coordinator.recovery import require_newest
 from artel.coordinator.service import Coordinator
 from artel.coordinator.takeover import TermOver
 from artel.ledger.entries.kinds.handover import candidate
 from artel.ledger.store.finality import size_of
-from artel.ledger.store.published import term_of
 from artel.ledger.sync.peers import HEADS, PeerSource, notes_in
-from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.protocol import round_state
 from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
@@ -143,10 +142,11 @@ class TermWatch:
             emit(log, "term.goes_on", logging.WARNING, term=self._term, sealed=len(self._sealed))
             await self._end(False)
 
-    # --- a later term -----------------------------------------------------------------------------
+    # --- what others hold -------------------------------------------------------------------------
 
     async def _look_elsewhere(self) -> None:
-        """Ask others for their heads while too few electors are here: they may have gone on. And
+        """Ask others for their heads while too few electors are here: they may have gone on, in a
+        later term, or in this one with somebody who has the same key and began it, too. And
         now and then the other coordinators: who was away, and whose notes of where others are have
         all become wrong, is so found by the one who leads."""
         core, circle, learned = self._core, self._circle, -LEARN_S
@@ -167,6 +167,5 @@ class TermWatch:
         with contextlib.suppress(ArtelError):
             source = PeerSource(core.host, peer, core.run)
             for text in notes_in(await source.files(*HEADS, timeout=ASK_S)):
-                if (term_of(parse_checkpoint(text).origin, core.run) or 0) > self._term:
-                    with contextlib.suppress(wire.Refused):  # it ends the coordinator
-                        await require_leading(core, peer, text)
+                with contextlib.suppress(wire.Refused):  # it ends the coordinator
+                    await require_newest(core, peer, text)

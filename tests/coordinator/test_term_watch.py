@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from artel.coordinator import handing_over, term_watch
+from artel.coordinator.recovery import Behind
 from artel.coordinator.takeover import TermOver
 from artel.coordinator.term_watch import TermWatch
 from artel.ledger import entries
+from artel.ledger.sync.peers import PeerSource
+from artel.ledger.tlog.checkpoint import parse_checkpoint, sign_checkpoint
 from artel.protocol.round_state import Phase
+from artel.protocol.tasks import end
 from desk_world import Member, Office
 from host_world import until
+from ledger_world import key
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +133,42 @@ async def test_a_file_of_somebody_else_is_left_alone(office: Office) -> None:
         await asyncio.sleep(0.1)
     assert other.exists()
     assert not office.core.not_ending
+
+
+async def test_who_is_alone_and_is_shown_its_own_term_led_by_its_key_elsewhere_stops(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two with copies of one key have begun it with the same seals; the electors follow one."""
+    await agreed(office, members)
+    core = office.core
+    core.peers.clear()
+    head = parse_checkpoint(core.ledger.store.latest_note)
+    notes = [
+        sign_checkpoint(key("another"), head.origin, head.size, b"\1" * 32),
+        sign_checkpoint(core.identity, head.origin, head.size - 1, b"\1" * 32),
+    ]
+    shown = list[str]()
+
+    async def files(source: PeerSource, *paths: str, timeout: float) -> list[bytes | None]:
+        shown.append(notes[0])
+        return [None, notes[0].encode()]
+
+    async def peers() -> list[str]:
+        return [members[0].peer]
+
+    async def learn(ways: object) -> None: ...
+
+    monkeypatch.setattr(PeerSource, "files", files)
+    monkeypatch.setattr(term_watch, "ELSEWHERE_S", 0.01)
+    circle = SimpleNamespace(peers=peers, learn=learn, coordinators=())
+    watching = asyncio.create_task(TermWatch(core, office.home, cast(Any, circle)).run())
+    try:
+        await until(lambda: len(shown) > 3)
+        await core.ledger.append(entries.account(key("x"), office.run))  # nobody's head ends it
+        notes.pop(0)
+        with pytest.raises(Behind):
+            await asyncio.wait_for(core.drive(), 10)
+        with pytest.raises(Behind):
+            await core.ledger.append(entries.account(key("y"), office.run))
+    finally:
+        await end(watching)
