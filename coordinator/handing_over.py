@@ -24,9 +24,15 @@ PATIENCE_S = 600.0
 """A round may have to end first."""
 POLL_S = 0.3
 NOT_ASKED = "nothing was asked for yet: the term goes on"
+NO_OTHER = "the run names no other coordinator ([coordination] standbys)"
+"""Why a term is not ended, for good: what a run names is part of it."""
 _HINT = (
     "ask again when that has changed; a coordinator of the run is started with: "
     "artel coordinator standby INVITE --home DIR"
+)
+_NO_OTHER_HINT = (
+    "name one in the run file of the next run; if the coordinator of this one is gone, members "
+    "elect one of themselves"
 )
 
 
@@ -69,7 +75,8 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
                 if now.get("term", -1) > before["term"]:
                     return {"term": now["term"], "leader": now["leader"]}
                 if now.get("not_ending") and not asked:
-                    raise CheckFailed(f"the term goes on: {now['not_ending']}", _HINT)
+                    hint = _NO_OTHER_HINT if now["not_ending"] == NO_OTHER else _HINT
+                    raise CheckFailed(f"the term goes on: {now['not_ending']}", hint)
         raise Unreachable(
             f"nobody leads another term after {patience:.0f} s",
             _given_up(home, before["term"], written=written),

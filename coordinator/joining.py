@@ -28,6 +28,7 @@ from artel.coordinator.takeover import Turn
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.layout import LAYOUT_FILE, layout_of
 from artel.ledger.sync.peers import PeerSource
+from artel.ledger.sync.serving import OTHER_RUN
 from artel.ledger.sync.signed_tree import manifest_of
 from artel.ledger.sync.source import NotFound
 from artel.ledger.web import exposition
@@ -40,6 +41,7 @@ from artel.protocol.events import emit
 from artel.protocol.identity import Identity, peer_id_of, short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
+from artel.protocol.net import wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.tasks import beside, together
@@ -105,7 +107,10 @@ async def _manifest(host: Host, invite: Invite) -> bytes:
                 errors.append(error)
         # One that lacks entry 0 stands by itself, and waits for it as we do.
         if errors and all(_is_wrong(error) for error in errors):
-            raise errors[0]
+            raise CheckFailed(
+                f"nobody of the invite serves run {invite.run[:12]}: {errors[0].message}",
+                "ask the organiser for the invite of now",
+            )
         if time.monotonic() - said > 10 * RETRY_S:
             said = time.monotonic()
             reason = errors[0].message if errors else ""
@@ -115,6 +120,8 @@ async def _manifest(host: Host, invite: Invite) -> bytes:
 
 
 def _is_wrong(error: ArtelError) -> bool:
+    if isinstance(error, wire.Refused):
+        return error.code == OTHER_RUN
     return isinstance(error, CheckFailed) and not isinstance(error, NotFound)
 
 

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ async def _started(
 ) -> AsyncIterator[CoordinatorProcess]:
     """Everything that outlasts a term: the prepared run, the network."""
     prepared, invite = None, options.invite
+    if invite is not None:
+        print(f"starting, to stand by for run {invite.run[:12]} …", file=sys.stderr, flush=True)
     # The network takes about 3 s to load; the run is prepared in a child at the same time.
     imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
     if options.run_file is not None:

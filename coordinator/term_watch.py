@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from artel.coordinator.circle import Circle
-from artel.coordinator.handing_over import is_asked, take
+from artel.coordinator.handing_over import NO_OTHER, is_asked, take
 from artel.coordinator.recovery import require_newest
 from artel.coordinator.service import Coordinator
 from artel.coordinator.takeover import TermOver
@@ -110,7 +110,7 @@ class TermWatch:
             return "nobody can seal the term before the first state is agreed on"
         named = candidate(state, self._term + 1)
         if named == core.identity.key:
-            return "the run names no other coordinator ([coordination] standbys)"
+            return NO_OTHER
         peer = peer_id_of(bytes.fromhex(named)) if len(named) == 64 else named
         try:
             source = PeerSource(core.host, peer, core.run)

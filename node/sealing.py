@@ -58,6 +58,7 @@ AHEAD = 8
 """By how much longer an elector waits that does not know whether the others have come as far."""
 MOST_DOUBLINGS = 10
 """Terms in a row without a state, for each of which an elector waits twice as long."""
+NOBODY_ELSE = "no state is agreed on yet, so nobody can lead in its place: only its home can go on"
 SHOWN = 4
 """Electors that are named."""
 LINGER_S = 10.0
@@ -135,6 +136,8 @@ class Sealing:
         silent = "" if lost is None else f"the coordinator has been silent for {self._for(lost)}; "
         seals = self._seals_in_words(state)
         if self.term < state.term.number:
+            if not state.electors.sets:
+                return f"{silent}{NOBODY_ELSE}"
             if not self._is_elector(state):
                 return f"{silent}others decide whether the next one leads{seals}"
             left = self._patience(state, state.term.number)
@@ -158,7 +161,7 @@ class Sealing:
         names = ", ".join(map(short_peer, missing[:SHOWN]))
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         have, count = len(self._electors(state)) - len(missing), len(self._electors(state))
-        return f"; sealed by {have} of {count} electors, not by {names}{more}"
+        return f"; sealed by {have} of {count} electors, no seal of {names}{more} is known here yet"
 
     def _for(self, since: float) -> str:
         return f"{max(0.0, self._clock() - since):,.0f} s"

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from artel.ledger.cli.meant import quote
 from artel.ledger.cli.opening import DEFAULT_HOME, Home, LedgerOptions, holding
+from artel.ledger.entries.words import plural
 from artel.protocol.commandline import AsJson, Folder, RunId, progress, show
 from artel.protocol.errors import EXIT_OK, Unreachable
 from artel.protocol.paths import expanded
@@ -62,9 +63,9 @@ def _mirrored(found: Mirrored, folder: Path, run: str, follow: bool) -> Iterator
         return
     if follow and found.size == found.before:
         return
-    certified = f", certified up to {found.certified}" if found.certified else ""
+    certified = f", {found.certified} of them certified" if found.certified else ""
     yield (
-        f"{folder} holds {found.origin} up to entry {found.size}{certified} "
+        f"{folder} holds {plural(found.size, 'entry', 'entries')} of {found.origin}{certified} "
         f"({found.size - found.before} new, {found.files} files written)"
     )
     if not follow:

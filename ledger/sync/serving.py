@@ -33,6 +33,8 @@ from artel.protocol.errors import DecodeError, UsageError
 from artel.protocol.net import wire
 from artel.protocol.net.slots import Caller, Rank
 
+OTHER_RUN = "other_run"
+"""The code of a refusal: it is not the run that is served here."""
 Cosigned = Callable[[str, messages.Cosigned], Awaitable[None]]
 """``cosigned(peer, message)`` takes cosignatures, or refuses."""
 Take = Callable[[str, bytes], Awaitable[object]]
@@ -153,7 +155,7 @@ class LedgerService:
     ) -> messages.Message | None:
         """Answer one request of the ledger service (a :data:`protocol.net.wire.Handler`)."""
         if getattr(request, "run", "") not in ("", self._run):
-            raise wire.Refused("this peer holds the ledger of another run", code="other_run")
+            raise wire.Refused("this peer holds the ledger of another run", code=OTHER_RUN)
         if isinstance(request, messages.Get):
             await self._send(stream, request.paths, request.skip)
             return None

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from artel.protocol import files
 from artel.protocol.errors import CheckFailed, DecodeError, Unreachable
+from artel.protocol.identity import in_use
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -112,11 +113,16 @@ def announced_in(home: Path, program: str) -> str:
     """The address of the API of the program that runs in a home.
 
     :param program: the group of its commands, "node" or "coordinator"
-    :raises Unreachable: none does
+    :raises Unreachable: none does, or it does not answer yet
     """
     try:
         return str(json.loads((home / API_FILE).read_text(encoding="utf-8"))["url"])
     except (OSError, ValueError, KeyError, TypeError):
+        if in_use(home):
+            raise Unreachable(
+                f"the {program} in {home} does not answer yet: it is starting, or about to stop",
+                "ask again in a moment",
+            ) from None
         raise Unreachable(
             f"no {program} is running in {home}",
             f"start it with: {start_of(program, home)}",
@@ -128,7 +134,10 @@ def start_of(program: str, home: Path) -> str:
     folder = shlex.quote(str(home))
     if program == "node":
         return f"artel node start --join INVITE --home {folder}"
-    return f"artel coordinator start RUN.toml --home {folder}"
+    return (
+        f"artel coordinator start RUN.toml --home {folder}; a standby with: "
+        f"artel coordinator standby INVITE --home {folder}"
+    )
 
 
 def not_reached(url: str, error: Exception) -> Unreachable:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from artel import cli
+from artel.coordinator import handing_over
 from artel.coordinator.commands import render
 from artel.coordinator.handing_over import REQUEST_FILE, hand_over, is_asked, take
 from artel.ledger.store.reader import LedgerReader
@@ -30,6 +31,7 @@ from artel.protocol.errors import (
     EXIT_INTERRUPTED,
     EXIT_RESOURCE,
     EXIT_USAGE,
+    CheckFailed,
     Unreachable,
     UsageError,
 )
@@ -260,6 +262,11 @@ def test_status_of_a_stopped_coordinator_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(Unreachable, match="no coordinator is running") as error:
         announced_in(tmp_path, "coordinator")
     assert f"artel coordinator start RUN.toml --home {tmp_path}" in error.value.hint
+    assert f"artel coordinator standby INVITE --home {tmp_path}" in error.value.hint
+    lock = HomeLock(tmp_path)
+    with pytest.raises(Unreachable, match="does not answer yet"):
+        announced_in(tmp_path, "coordinator")
+    lock.release()
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
     assert cli.main(["coordinator", "status", "--url", f"http://127.0.0.1:{port}"]) == 3
@@ -336,6 +343,21 @@ def test_it_ends_when_its_coordinator_has_stopped(tmp_path: Path) -> None:
     assert 0.9 < time.monotonic() - began < 10.0
     assert f"--home '{home}'" in said.value.hint
     assert not (home / REQUEST_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("why", "hint"),
+    [(handing_over.NO_OTHER, "of the next run; "), ("it does not answer", "coordinator standby ")],
+)
+def test_what_helps_depends_on_why_the_term_goes_on(tmp_path: Path, why: str, hint: str) -> None:
+    with serving(json.dumps({"role": "leader", "term": 2, "not_ending": why}).encode()) as url:
+        home = home_at(tmp_path, url)
+        lock = HomeLock(home)
+        threading.Timer(0.5, take, [home]).start()
+        with pytest.raises(CheckFailed, match="the term goes on: ") as said:
+            hand_over(home, patience=20.0)
+        lock.release()
+    assert hint in said.value.hint
 
 
 @pytest.mark.parametrize(

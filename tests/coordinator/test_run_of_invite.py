@@ -87,6 +87,16 @@ async def test_a_peer_that_shows_another_run_ends_the_waiting(
         await asyncio.wait_for(joining._manifest(here.host, here.invite), 30.0)
 
 
+async def test_peers_that_serve_another_run_end_the_waiting(
+    invited: tuple[Invited, World],
+) -> None:
+    here, _ = invited
+    here.publish()
+    of_another = Invite("ab" * 32, here.invite.peers)
+    with pytest.raises(CheckFailed, match="nobody of the invite serves run abab"):
+        await asyncio.wait_for(joining._manifest(here.host, of_another), 30.0)
+
+
 def _another(source: object) -> None:
     from artel.ledger.sync.signed_tree import manifest_of
 

@@ -107,13 +107,28 @@ async def test_the_owner_is_told_whose_seals_are_missing(run: Parties, world: Wo
     missing = [peer for peer in peers if peer != first.host.peer_id]
     assert first.sealing.unsealed() == missing
     names = ", ".join(map(short_peer, missing))
-    said = f"sealed term 0; sealed by 1 of 3 electors, not by {names}; waiting for"
+    said = f"sealed term 0; sealed by 1 of 3 electors, no seal of {names} is known here yet; "
     assert said in first.sealing.waiting()
     second.clock.now += HANDOVER_S
     await second.sealing.look()
     await first.sealing.look()
     assert first.sealing.unsealed() == []
     assert "electors" not in first.sealing.waiting()
+
+
+async def test_before_the_first_state_its_home_alone_goes_on(tmp_path: Path) -> None:
+    world = World(nodes=3, waiting=1)
+    world.add(*world.start)
+    async with AsyncExitStack() as stack:
+        run = Parties(tmp_path, world, stack)
+        leader = await run.coordinator()
+        node = await run.elector(leader)
+        await leader.host.close()
+        await node.lose()
+        node.clock.now += 10 * HANDOVER_S
+        await node.sealing.look()
+        assert "no state is agreed on yet, so nobody can lead" in node.sealing.waiting()
+        assert node.sealing.term == -1
 
 
 async def test_an_elector_that_reaches_nobody_seals_nothing(run: Parties, world: World) -> None:
