@@ -75,6 +75,7 @@ MORE = {
     ),
     r"artel ledger (transfer|alias) .*": "--yes",
     r"artel ledger key new\b.*": "--home new-home",
+    r"artel coordinator key\b.*": "--home new-home",
     r"artel ledger restore\b.*": "--home other-home",
 }
 """What is added, so that a line that asks a person, or the coordinator of a home, finds the test's;
