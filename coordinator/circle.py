@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,9 @@ class Circle:
         named = self.coordinators
         leading = await self._found(dht.run_key(self._run), dht.RunRecord)
         holding = await self._found(dht.nodes_key(self._run), dht.HolderRecord)
-        self.terms = {peer: record.term for peer, record in leading.items()}
+        # Not always in the same order: of those who only say so, some are asked.
+        claims = random.sample(list(leading.items()), len(leading))
+        self.terms = {peer: record.term for peer, record in claims}
         for peer, record in (leading | holding).items():
             # Whoever says to lead is asked, too: members may have elected it.
             known = peer in state.nodes or peer in named or self.terms.get(peer, -1) > 0

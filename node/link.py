@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.handover import open_seal
 from artel.ledger.store.published import term_of
 from artel.ledger.sync.fork import SplitViewProven
@@ -47,7 +48,8 @@ SEEK_S = 8.0
 NEXT_S = 2.0
 """After which the next one is asked for the manifest, too."""
 ASKED = 8
-"""Peers beside the coordinators that are asked for their heads at a time, in random order."""
+"""Peers beside the coordinators that are asked for their heads at a time, in random order: so many
+that say to lead, that the ledger knows, and others."""
 
 NEIGHBOURS_FILE = "neighbours"
 """In a node's home: an invite with some nodes of the run, as of lately."""
@@ -278,20 +280,28 @@ class Link:
                 raise
 
     def _others(self) -> list[str]:
-        """Coordinators by their own word, those of later terms first; then whoever is left."""
+        """Coordinators by their own word, those that stand by last. Which term they say to lead
+        costs nothing to say, and hides nobody."""
         known = list(self._records)
         random.shuffle(known)
-        return sorted(known, key=lambda peer: -self._records[peer].term)
+        return sorted(known, key=lambda peer: self._records[peer].term < 0)
 
     async def _candidates(self, neighbours: Iterable[str]) -> list[str]:
         others = self._others()[:ASKED]
         for peer in others:  # at once: they are looked up anew at any time
             self._host.remember(peer, self._records[peer].addresses)
-        near = [*neighbours, *self._holders, *await self._host.connected()]
+        state = self._replica.state if self._replica is not None else FoldState()
+        electors = {peer for each in state.electors.sets for peer in each.weights}
+        # Strangers can connect by the thousand: they have places of their own.
+        told = {*neighbours, *electors.difference(self._host.lost(electors))}
+        near = list({*told, *self._holders, *await self._host.connected()})
         random.shuffle(near)
-        named = dict.fromkeys([self.near, *self.coordinators, self.coordinator, *others, *near])
-        chosen = [peer for peer in named if peer not in ("", self._host.peer_id, self.liar)]
-        return chosen[: len(self.coordinators) + 2 * ASKED]
+        near.sort(key=lambda peer: peer not in electors)
+        known = [peer for peer in near if peer in told or peer in state.nodes]
+        rest = [peer for peer in near if peer not in known]
+        named = [self.near, *self.coordinators, self.coordinator, *others]
+        chosen = dict.fromkeys([*named, *known[:ASKED], *rest[:ASKED]])
+        return [peer for peer in chosen if peer not in ("", self._host.peer_id, self.liar)]
 
     async def _look_at(self, replica: Replica, peer: str) -> None:
         """Count whether a peer answers; take over what it has beyond the copy here."""

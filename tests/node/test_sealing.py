@@ -26,7 +26,7 @@ from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, witness_name
 from artel.node.elected import Elected
-from artel.node.link import NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
+from artel.node.link import ASKED, NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
 from artel.node.watch import Watch
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
@@ -520,6 +520,31 @@ async def test_records_that_are_looked_up_anew_meanwhile_end_nobody(run: Parties
 
     party.host.connected = later  # type: ignore[method-assign]
     assert other.peer_id in await link._candidates(())
+
+
+async def test_who_says_to_lead_a_late_term_hides_nobody_that_leads(
+    run: Parties, world: World
+) -> None:
+    """Nor do strangers that connect hide the electors, and other nodes of the ledger."""
+    leader = await run.coordinator()
+    first, second = await run.elector(leader), await run.elector(leader, 1)
+    claims = [key(f"claims {number}").peer_id for number in range(60)]
+    leads = key("who leads").peer_id
+    record: Any = SimpleNamespace(term=2**52, addresses=[])
+    strangers = [key(f"connects {number}").peer_id for number in range(100)]
+    link = first.link
+    link._records = dict.fromkeys(claims, record)
+    link._records[leads] = SimpleNamespace(term=1, addresses=[])  # type: ignore[assignment]
+
+    async def connected() -> list[str]:
+        return [*strangers, second.host.peer_id]
+
+    first.host.connected = connected  # type: ignore[method-assign]
+    asked = [await link._candidates(()) for _ in range(200)]
+    assert any(leads in each for each in asked)
+    assert all(second.host.peer_id in each for each in asked)
+    assert all(2 * ASKED <= len(each) <= 3 * ASKED + 3 for each in asked)
+    assert {*strangers} <= {peer for each in asked for peer in each}
 
 
 async def test_a_coordinator_that_cannot_hand_over_holds_up_no_leaving_node(
