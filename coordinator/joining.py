@@ -53,18 +53,18 @@ WARM_S = 5.0
 
 
 async def run_of_invite(
-    host: Host, invite: Invite, home: Path, identity: Identity, node: Identity | None
+    host: Host, invite: Invite, home: Path, identity: Identity, named: bool
 ) -> Prepared:
     """The run of an invite as a prepared one, which is left in the home.
 
-    :param node: for which this coordinator runs
+    :param named: it has to be one of the manifest's; else a node may be elected for which it runs
     :raises UsageError: this home's key is none of the run's coordinators, or it holds another run
     :raises CheckFailed: whoever answers shows another run
     """
     path = manifest_path(home)
     if not path.exists():
         envelope = await _manifest(host, invite)
-        if node is None:  # before anything of the run is left in the home
+        if named:  # before anything of the run is left in the home
             _require_named(open_manifest(envelope)[0], identity.key, home)
         layout = await asyncio.to_thread(layout_of, envelope, [home])
         with files.told(home):
@@ -74,7 +74,7 @@ async def run_of_invite(
     prepared = await asyncio.to_thread(load_prepared, home)
     if prepared.run != invite.run:
         raise UsageError(f"{home} holds another run than the invite's", "use another --home DIR")
-    if node is None:
+    if named:
         _require_named(prepared.manifest, identity.key, home)
     return prepared
 
@@ -129,7 +129,7 @@ async def stand_by(
     own: OwnLedger,
     host: Host,
     prepared: Prepared,
-    names: Sequence[str],
+    key: str,
     ways: Sequence[str],
     listener: socket.socket,
     recomputer: Recomputer,
@@ -137,7 +137,7 @@ async def stand_by(
 ) -> Turn | None:
     """Stand by until a term may be begun; None when the newest ledger says that this home leads.
 
-    :param names: as of :class:`.standby.Standby`
+    :param key: as of :class:`.standby.Standby`
     :param ways: addresses of the invite
     :param listener: of the page
     :param recomputer: runs while the run rests on its coordinator: loading it takes seconds
@@ -150,7 +150,7 @@ async def stand_by(
         circle.known.setdefault(peer_of(address), [address])
         host.remember(peer_of(address), [address])
     gate, stock = Gate(), Stock(host, blobs, prepared.manifest, own.run, "")
-    standby = Standby(own, host, blobs, stock, circle, names)
+    standby = Standby(own, host, blobs, stock, circle, key)
     await standby.open()
     async with gate.serving(_page(standby, prepared, gate), listener, home) as url:
         greet(url, _words(prepared, standby.state, host.peer_id, url))

@@ -154,8 +154,8 @@ async def _started(
 
     assert prepared is not None or invite is not None
     run = prepared.run if prepared is not None else invite.run if invite is not None else ""
-    identity = load_or_create(options.home / NODE_KEY)
-    node = load(options.node_key) if options.node_key is not None else None
+    elected = load(options.node_key).elected if options.node_key is not None else None
+    identity = load_or_create(options.home / NODE_KEY, elected)
     host = await Host.start(
         identity,
         options.home / NODE_KEY,
@@ -168,8 +168,8 @@ async def _started(
         if prepared is None:
             assert invite is not None
             await require_alone(host, run)
-            prepared = await run_of_invite(host, invite, options.home, identity, node)
-        yield CoordinatorProcess(options, prepared, identity, node, host, http, began)
+            prepared = await run_of_invite(host, invite, options.home, identity, elected is None)
+        yield CoordinatorProcess(options, prepared, identity, host, http, began)
     finally:
         with contextlib.suppress(TimeoutError):  # the kernel ends its daemon with us
             await within(host.close(), CLOSE_TIMEOUT_S)
@@ -182,7 +182,6 @@ class CoordinatorProcess:
     options: Startup
     prepared: Prepared
     identity: Identity
-    node: Identity | None
     host: Host
     http: socket.socket
     began: float
@@ -250,7 +249,7 @@ class CoordinatorProcess:
                 turn = await self._stand_by(own)
                 if turn is None:
                     return  # the newest ledger says that this home leads: it asks first
-                sequencer = await begin(own, turn, self.identity, self.node)
+                sequencer = await begin(own, turn, self.identity)
             try:
                 await self._lead(self._coordinator(own, sequencer), own)
             except TermOver:
@@ -260,7 +259,6 @@ class CoordinatorProcess:
     async def _stand_by(self, own: OwnLedger) -> Turn | None:
         from artel.coordinator.joining import stand_by
 
-        names = [self.identity.key, *([self.node.peer_id] if self.node is not None else [])]
         invite = await self.invited()
         ways = self.options.invite.peers if self.options.invite is not None else ()
         with contextlib.closing(self.http.dup()) as listener:
@@ -268,7 +266,7 @@ class CoordinatorProcess:
                 own,
                 self.host,
                 self.prepared,
-                names,
+                self.identity.key,
                 ways,
                 listener,
                 self.recomputer,

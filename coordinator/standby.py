@@ -71,8 +71,7 @@ KNOWN_TEXTS = 256
 class Standby:
     """Stands by for one run. The event loop owns it.
 
-    :param names: what it is called when turns are given: its key (hex), and the peer id of the node
-        for which it runs, if any
+    :param key: (hex) with which it leads when it is its turn
     """
 
     def __init__(
@@ -82,10 +81,10 @@ class Standby:
         blobs: BlobStore,
         stock: Stock,
         circle: Circle,
-        names: Sequence[str],
+        key: str,
     ) -> None:
         self.own, self._host, self._blobs, self._stock = own, host, blobs, stock
-        self._circle, self._names = circle, names
+        self._circle, self._key = circle, key
         self._seals = Seals(own.run)
         self._texts: dict[str, None] = {}  # heads that were looked at
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -151,15 +150,15 @@ class Standby:
         :raises ArtelError: the home cannot be used any more
         """
         try:
-            while not (self.state.size and self.own.leads(self._names[0])):
+            while not (self.state.size and self.own.leads(self._key)):
                 for peer in await self._asked_now():
                     self._ask_soon(peer)
                 await asyncio.sleep(FOLLOW_S)
                 if self._failure is not None:
                     raise self._failure
-                if self._seals.turn(self.own, self._names) is not None:
+                if self._seals.turn(self.own, self._key) is not None:
                     await together((self._ask_all(), self._require_alone()))
-                    turn = self._seals.turn(self.own, self._names)
+                    turn = self._seals.turn(self.own, self._key)
                     if turn is not None:
                         return turn
                 elif self.state.size and self._seals.sealed(self.state) >= 0:

@@ -84,19 +84,16 @@ class Seals:
         terms = {said.term for said, _ in self._newest.values() if said.term >= state.term.number}
         return max((term for term in terms if _quorum(state, self.of(state, term))), default=-1)
 
-    def turn(self, own: OwnLedger, names: Sequence[str]) -> Turn | None:
-        """The term that whoever has one of these names (its key in hex, then a peer id) may begin,
-        by the seals whose heads are in the ledger here; None for none yet."""
+    def turn(self, own: OwnLedger, key: str) -> Turn | None:
+        """The term that whoever has this key (hex) may begin, by the seals whose heads are in the
+        ledger here; None for none yet."""
         state = own.replica.state
         term = self.sealed(state) + 1
-        if not term:
+        if not term or candidate(state, term) != key or not _is_new(own, term):
             return None
-        chosen = candidate(state, term)
-        if chosen not in names or not _is_new(own, term):
-            return None
-        if names[0] in state.convicted:
+        if key in state.convicted:
             return None  # of two histories: nobody would follow it
-        mine = {part.node for said, part in self._newest.values() if said.next == chosen}
+        mine = {part.node for said, part in self._newest.values() if said.next == key}
         parts = [part for part in self.of(state, term - 1) if part.node in mine]
         parts = [part for part in parts if names_ours(own.store, state, part)]
         return Turn(term, parts) if _quorum(state, parts) else None
@@ -122,17 +119,13 @@ def _is_new(own: OwnLedger, term: int) -> bool:
     return not signed and not (own.second is not None and own.second.newest(origin))
 
 
-async def begin(
-    own: OwnLedger, turn: Turn, coordinator: Identity, node: Identity | None
-) -> Sequencer:
+async def begin(own: OwnLedger, turn: Turn, coordinator: Identity) -> Sequencer:
     """Begin a term: its first entry is in the ledger, and signed, when this returns.
 
-    :param node: whose standing gives it the turn, where no coordinator of the manifest is left
     :raises CheckFailed: the fold would not take it
     """
     state = own.replica.state
-    elected = node if candidate(state, turn.term) != coordinator.key else None
-    statement = handover(coordinator, own.run, term=turn.term, seals=turn.seals, node=elected)
+    statement = handover(coordinator, own.run, term=turn.term, seals=turn.seals)
     reason = shares.check(state, entries.decode(statement.encode()))
     if reason:
         raise CheckFailed(f"term {turn.term} cannot begin: {reason}")

@@ -111,7 +111,8 @@ class TermWatch:
         named = candidate(state, self._term + 1)
         if named == core.identity.key:
             return NO_OTHER
-        peer = peer_id_of(bytes.fromhex(named)) if len(named) == 64 else named
+        # A node starts its coordinator when its turn has come.
+        peer = state.starts(named) or peer_id_of(bytes.fromhex(named))
         try:
             source = PeerSource(core.host, peer, core.run)
             texts = notes_in(await source.files(*HEADS, timeout=ASK_S))

@@ -2,8 +2,8 @@
 
 Members then choose among the nodes with the most standing, one after the other. Whose turn it may
 be starts a coordinator that stands by (``artel coordinator standby --node-key``) as a child process
-with a home and a key of its own. It takes over when a quorum has sealed the term before, and ends
-with the node.
+with a home of its own, and the key that the node's registration names. It takes over when a quorum
+has sealed the term before, and ends with the node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from artel.node.link import Link
 from artel.protocol import tether
 from artel.protocol.errors import DecodeError
 from artel.protocol.events import emit
-from artel.protocol.identity import load, load_or_create
 from artel.protocol.invite import MAX_PEERS, Invite
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.tasks import end, within
@@ -53,9 +52,11 @@ class Elected:
         self._listen = [re.sub("/(tcp|udp)/[0-9]+", r"/\1/0", address) for address in listen]
         self._task: asyncio.Task[None] | None = None
         self._started = -AGAIN_S
-        file = home / FOLDER / NODE_KEY
-        self.key = load(file).key if file.exists() else ""
-        """Its key (hex), "" as long as there has been none."""
+
+    @property
+    def key(self) -> str:
+        """Its key (hex)."""
+        return self._host.identity.elected.key
 
     @property
     def runs(self) -> bool:
@@ -98,8 +99,7 @@ class Elected:
 
     async def _run(self) -> None:
         home = self._home / FOLDER
-        identity = load_or_create(home / NODE_KEY)
-        self.key = identity.key
+        identity = self._host.identity.elected
         own = await self._host.addresses()
         peers = tuple(dict.fromkeys([*own[: MAX_PEERS // 2], *self._invite.peers]))[:MAX_PEERS]
         command = tether.command(

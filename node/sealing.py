@@ -26,7 +26,7 @@ from typing import Any
 from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.entries.evidence import SplitView
-from artel.ledger.entries.fold_state import FoldState, key_of, peer_of
+from artel.ledger.entries.fold_state import FoldState, peer_of
 from artel.ledger.entries.kinds.handover import candidate, seal
 from artel.ledger.entries.kinds.split_seen import signers_of
 from artel.ledger.store import finality
@@ -142,7 +142,7 @@ class Sealing:
                 return f"{silent}others decide whether the next one leads{seals}"
             left = self._patience(state, state.term.number)
             return f"{silent}after {left:,.0f} s this node seals its term, so that another leads"
-        next = _name(self._next)
+        next = _name(state, self._next)
         return f"{silent}this node has sealed term {self.term}{seals}; waiting for {next} to lead"
 
     def unsealed(self) -> list[str]:
@@ -280,8 +280,7 @@ class Sealing:
     def _patience(self, state: FoldState, term: int) -> float:
         """How long (seconds) an elector waits for whoever leads a term, or may begin it."""
         named = candidate(state, term) if term > state.term.number else ""
-        key = key_of(named) if named.startswith("12D3") else named
-        if named and (key in state.convicted or peer_of(key) == self._link.liar):
+        if named and (named in state.convicted or peer_of(named) == self._link.liar):
             return 0.0
         return self._handover_s * 2.0 ** min(term - state.worked, MOST_DOUBLINGS)
 
@@ -372,7 +371,8 @@ class Sealing:
         silent = 0.0 if lost is None else round(self._clock() - lost, 1)
         present = term == state.term.number
         left_out, why = self._left_out if present else "", self._stands_still if present else ""
-        said = {"term": term, "silent": silent, "left_out": left_out[:16], "next": _name(next)}
+        said = {"term": term, "silent": silent, "left_out": left_out[:16]}
+        said["next"] = _name(state, next)
         emit(log, "term.sealed", logging.WARNING, **said, stands_still=why)
         why = f"the coordinator leaves out entry {left_out[:16]}…" if left_out else why
         why += "; " if why else ""
@@ -384,7 +384,7 @@ class Sealing:
         self._led = state.term.number
         self._begun.set()
         self._begun = asyncio.Event()
-        leader = _name(state.term.leader)
+        leader = _name(state, state.term.leader)
         self._say(f"term {self._led}   of the run has begun; {leader} leads")
         lost, self._replica.lost = self._replica.lost, []
         self.petitions.again(lost)
@@ -412,13 +412,11 @@ class Sealing:
         if self._leads_itself:
             return True
         # One that was started stays: it may be late, and its turn comes again.
-        turn = candidate(state, self.term + 1) == self._host.peer_id
+        turn = candidate(state, self.term + 1) == self._elected.key
         return self.waits and self.term >= state.term.number and (turn or self._elected.runs)
 
 
-def _name(who: str) -> str:
-    """Of a coordinator (key, hex) or a node (peer id)."""
-    if not who:
-        return "nobody"
-    node = who.startswith("12D3")
-    return f"node {short_peer(who)}" if node else f"coordinator {short_peer(peer_of(who))}"
+def _name(state: FoldState, key: str) -> str:
+    """Of whoever leads with this key (hex), for people."""
+    node = state.starts(key)
+    return f"node {short_peer(node)}" if node else f"coordinator {short_peer(peer_of(key))}"

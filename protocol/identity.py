@@ -14,12 +14,14 @@ import shutil
 import stat
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from artel.protocol import files
 from artel.protocol.errors import DecodeError, ResourceError, UsageError
@@ -53,6 +55,13 @@ class Identity:
     @property
     def peer_id(self) -> str:
         return peer_id_of(self.public)
+
+    @cached_property
+    def elected(self) -> Identity:
+        """The one with which a node's own coordinator leads, should members choose the node: always
+        the same (HKDF, RFC 5869), so that it can be named before."""
+        derive = HKDF(SHA256(), 32, salt=None, info=b"artel/elected").derive
+        return Identity.from_seed(derive(self.seed))
 
     def sign(self, message: bytes) -> bytes:
         """64-byte Ed25519 signature."""
@@ -128,14 +137,22 @@ def load(path: Path) -> Identity:
     return identity
 
 
-def load_or_create(path: Path) -> Identity:
+def load_or_create(path: Path, identity: Identity | None = None) -> Identity:
     """Read the key at ``path``; when there is none, make one (mode 0600, durable before use).
 
+    :param identity: to be left there instead of a new one
     :raises ResourceError: its folder cannot be made
+    :raises UsageError: there is another key than ``identity``
     """
     if path.exists():
-        return load(path)
-    identity = Identity.from_seed(os.urandom(32))
+        found = load(path)
+        if identity is not None and found != identity:
+            raise UsageError(
+                f"{path} is the key of somebody else than of whom it should be",
+                "choose an empty folder: --home DIR",
+            )
+        return found
+    identity = identity or Identity.from_seed(os.urandom(32))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

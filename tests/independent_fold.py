@@ -84,7 +84,7 @@ class Fold:
         self.documents = documents
         self.run, self.reasons, self.states = "", list[str](), list[str]()
         self.accounts, self.pending = dict[str, Any](), dict[str, Any]()
-        self.speaks, self.nodes = dict[str, str](), dict[str, str]()
+        self.speaks, self.nodes, self.elected = dict[str, str](), dict[str, str](), dict[str, str]()
         self.node_seq, self.tails, self.due = dict[str, int](), dict[str, int](), dict[int, Any]()
         self.spans, self.right, self.struck = dict[str, int](), Counter[str](), dict[str, int]()
         self.kinds, self.unproven = dict[str, str](), list[str]()
@@ -151,7 +151,7 @@ class Fold:
             kind = "application/vnd.artel.seal+json"
             for item in b.seals:
                 said = {name: item[name] for name in ("of", "root", "size")} | {"run": b.run}
-                said |= {"term": b.term - 1, "next": b.node or b.coordinator}
+                said |= {"term": b.term - 1, "next": b.coordinator}
                 seal = json.dumps(said, separators=(",", ":"), sort_keys=True)
                 message = f"DSSEv1 {len(kind)} {kind} {len(seal)} {seal}".encode()
                 yield key_of(item["node"]), bytes.fromhex(item["signature"]), message
@@ -419,12 +419,14 @@ class Fold:
     def node(self, b: Any) -> Rule:
         owner = self.named(b.account)
         yield owner is None and "unknown_account"
-        yield self.by != {owner.key, key_of(b.node)} and "wrong_signers"
+        wrong = self.by != {owner.key, key_of(b.node), b.coordinator}
+        yield (wrong or b.coordinator in self.coordinators) and "wrong_signers"
         yield b.seq <= self.node_seq.get(b.node, 0) and "wrong_sequence"
         yield self.nodes.get(b.node) == b.account and "duplicate"
         yield list(self.nodes.values()).count(b.account) >= 64 and "too_many_nodes"
         before = self.nodes.get(b.node)
         self.nodes[b.node], self.node_seq[b.node] = b.account, b.seq
+        self.elected[b.node] = b.coordinator
         if not before:
             return
         for source, item in list(self.pending.items()):
@@ -680,10 +682,9 @@ class Fold:
         named, weights = self.coordinators, self.electors[-1].weights if self.electors else {}
         order = sorted(weights, key=lambda p: (-weights[p], p))
         turn = (b.term - self.worked - 1) % (len(named) + len(order)) - len(named)
-        chosen = named[b.term % len(named)] if turn < 0 else order[turn]
-        signers = {b.coordinator} | ({key_of(b.node)} if b.node else set())
-        wrong = chosen != (b.node or b.coordinator) or self.by != signers
-        yield (wrong or signers & self.convicted) and "wrong_signers"
+        chosen = named[b.term % len(named)] if turn < 0 else self.elected[order[turn]]
+        wrong = chosen != b.coordinator or self.by != {chosen}
+        yield (wrong or chosen in self.convicted) and "wrong_signers"
         sealed = self.quorum((item["node"] for item in b.seals), self.electors)
         yield not (self.electors and sealed) and "not_sealed"
         self.term = b.term
@@ -1191,7 +1192,8 @@ class Fold:
         yield not key and "proves_nothing"
         yield key in self.convicted and "duplicate"
         self.convicted.add(key)
-        for name in {name for peer, name in self.nodes.items() if key_of(peer) == key}:
+        own = {peer for peer in self.nodes if key in (key_of(peer), self.elected[peer])}
+        for name in {self.nodes[peer] for peer in own}:
             self.bar(name)
 
     def culprit(self, shown: dict[str, Any]) -> str:

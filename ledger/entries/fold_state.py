@@ -68,6 +68,8 @@ class FoldState:
     """Accounts that the organiser let in, to the index of the entry that says so."""
     nodes: dict[str, str] = field(default_factory=dict)
     """Node (peer id) to its present account."""
+    coordinator_of: dict[str, str] = field(default_factory=dict)
+    """Node to the key (hex) with which its own coordinator leads, should members choose it."""
     node_seq: dict[str, int] = field(default_factory=dict)
     node_tokens: dict[str, int] = field(default_factory=dict)
     """Node to the tokens of its credited contributions."""
@@ -207,6 +209,10 @@ class FoldState:
     def account_of(self, node: str) -> str:
         """The account that a node belongs to now; "" when it is unknown."""
         return self.nodes.get(node, "")
+
+    def starts(self, key: str) -> str:
+        """The node whose own coordinator has this key (hex); "" for one of the manifest."""
+        return next((node for node, led in self.coordinator_of.items() if led == key), "")
 
     def accounts_like(self, digits: str) -> set[str]:
         """Accounts whose name or one of whose keys begins with these hex digits, 8 or more."""

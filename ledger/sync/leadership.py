@@ -48,18 +48,18 @@ def began(leaf: bytes, genesis: Genesis, term: int = 0) -> Handover:
     if not isinstance(body, Handover) or body.run != genesis.run or term not in (0, body.term):
         raise CheckFailed(f"what is shown as the beginning of term {term} is another entry")
     named = genesis.coordinators
-    in_turn = bool(body.node) or body.coordinator == named[body.term % len(named)]
+    # Who is elected, and whether it was its turn, the fold of all entries says.
+    in_turn = body.coordinator == named[body.term % len(named)] or body.coordinator not in named
     if not in_turn or entry.signers != _signers(entry, body):
         raise CheckFailed(f"the handover to term {body.term} is not signed by whose turn it was")
     return body
 
 
 def _signers(entry: Entry, body: Handover) -> set[str]:
-    """Whose signatures have to be there: the coordinator's, its node's, and those of the seals."""
-    own = {body.coordinator, key_of(body.node)} if body.node else {body.coordinator}
-    if set(entry.envelope.signers) != own:
+    """Whose signatures have to be there: the coordinator's, and those of the seals."""
+    if set(entry.envelope.signers) != {body.coordinator}:
         return set()  # nobody's
-    return own | {key_of(seal.node) for seal in body.seals}
+    return {body.coordinator} | {key_of(seal.node) for seal in body.seals}
 
 
 # --- in a file ------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ async def waiting(
             host.remember(party.host.peer_id, circle.known[party.host.peer_id])
             assert await host.connect(party.host.peer_id, await party.host.addresses())
         blobs = BlobStore(home / "blobs")
-        stands = Standby(own, host, blobs, cast(Any, None), circle, [who.key])
+        stands = Standby(own, host, blobs, cast(Any, None), circle, who.key)
         await stands.open()
         yield stands, own
     await host.close()
@@ -175,7 +175,7 @@ async def test_with_an_empty_home_it_is_held_up_by_no_stranger_that_shows_a_head
             stack.push_async_callback(other.close)
             await other.serve(wire.LEDGER, answer)
             assert await host.connect(other.peer_id, await other.addresses())
-        stands = Standby(own, host, BlobStore(home / "blobs"), cast(Any, None), circle, [who.key])
+        stands = Standby(own, host, BlobStore(home / "blobs"), cast(Any, None), circle, who.key)
         following = asyncio.create_task(stands.until_turn())
         await until(lambda: len(asked) >= 6)
         holder = parties[0].host  # no coordinator
@@ -201,7 +201,7 @@ async def test_with_seals_of_a_quorum_it_goes_on_from_the_longest_head_that_anyb
     assert found is not None
     assert found.term == 1
     (who,) = world.standbys
-    sequencer = await begin(own, found, who, None)
+    sequencer = await begin(own, found, who)
     assert sequencer.state.term.leader == who.key
     assert parse_checkpoint(own.store.latest_note).origin == origin_of(world.run, 1)
     leaves = list(own.store.leaves())
@@ -338,12 +338,12 @@ async def test_a_term_is_begun_with_seals_of_electors_alone(
     await own.follow(PeerSource(waiting[0]._host, parties[0].host.peer_id, world.run))
     seals = Seals(world.run)
     for node in (*world.members, key("a stranger"), key("another")):
-        seals.take(node.peer_id, sealed(world, node, next=world.members[0].peer_id))
+        seals.take(node.peer_id, sealed(world, node, next=world.members[0].elected.key))
     assert seals.sealed(own.replica.state) == 0
-    assert seals.turn(own, [world.standbys[0].key]) is None, "these are for another"
+    assert seals.turn(own, world.standbys[0].key) is None, "these are for another"
     for node in (*world.members, key("a stranger"), key("another")):
         seals.take(node.peer_id, sealed(world, node))
-    turn = seals.turn(own, [world.standbys[0].key])
+    turn = seals.turn(own, world.standbys[0].key)
     assert turn is not None
     assert {seal.node for seal in turn.seals} == {node.peer_id for node in world.members}
 
@@ -368,9 +368,9 @@ async def test_a_home_that_was_put_back_begins_no_term_twice(
     seals = Seals(world.run)
     for node in world.members:
         seals.take(node.peer_id, sealed(world, node))
-    assert seals.turn(own, [who.key]) is not None
+    assert seals.turn(own, who.key) is not None
     assert own.heads.advance(origin_of(world.run, 1), 0, 3, bytes(32))
-    assert seals.turn(own, [who.key]) is None
+    assert seals.turn(own, who.key) is None
 
 
 async def test_of_two_histories_it_goes_over_to_the_one_that_electors_have_certified(
@@ -393,7 +393,7 @@ async def test_of_two_histories_it_goes_over_to_the_one_that_electors_have_certi
     assert list(own.store.leaves()) == theirs
     assert own.replica.state.size == len(theirs)
     assert own.heads.conflicts(), "who led has signed both"
-    sequencer = await begin(own, found, world.standbys[0], None)
+    sequencer = await begin(own, found, world.standbys[0])
     assert sequencer.state.term.number == 1
 
 
@@ -407,6 +407,7 @@ def test_seals_that_come_before_the_ledger_give_no_turn(world: World, tmp_path: 
     who = world.standbys[0].key
     with contextlib.ExitStack() as stack:
         own = OwnLedger.open(tmp_path, world.run, who, [world.coordinator.key, who], "", stack)
+<<<<<<< HEAD
         assert seals.turn(own, [who]) is None
 
 
@@ -429,3 +430,6 @@ async def test_no_term_is_begun_while_another_process_runs_with_the_same_key(
         assert own.store.term == 0
     finally:
         await other.close()
+=======
+        assert seals.turn(own, who) is None
+>>>>>>> 89ef693 (The key with which a node leads stands in its registration, and the node answers for it)

@@ -165,8 +165,6 @@ class Leader:
     """A coordinator: of the manifest, or one that a node starts when it was chosen."""
 
     identity: Identity
-    node: str
-    """Who starts it; "" for one of the manifest."""
     ledger: Ledger
     signed: Ledger | None = None
     """The newest head that it signed in its term, which it remembers twice."""

@@ -18,9 +18,8 @@ from artel.ledger import entries
 from artel.ledger.entries.kinds.handover import Sealed, candidate
 from artel.protocol import duties, round_state
 from artel.protocol.round_state import Phase
-from ledger_world import digest, key
+from ledger_world import digest
 from paper_world import (
-    KEYS,
     NO_SIGNATURE,
     RULES,
     WORLDS,
@@ -60,8 +59,9 @@ class Schedule:
         self.liar, *honest = names
         self.members = {name: Member(name, start) for name in honest}
         first, second = self.world.coordinator, self.world.standbys[0]
-        self.leaders = [Leader(first, "", start), Leader(second, "", start)]
-        self.leaders += [Leader(key(f"of {name}"), name, start) for name in honest]
+        self.leaders = [Leader(first, start), Leader(second, start)]
+        own = {member.peer_id: member.elected for member in self.world.members}
+        self.leaders += [Leader(own[name], start) for name in honest]
         self.idle: list[Leader] = []
         """In the end these open no round any more."""
         self.mail: list[Message] = []
@@ -306,7 +306,7 @@ class Schedule:
 
     def begin_term(self, leader: Leader, term: int, names: Iterable[str]) -> bool:
         """With the seals of these, as far as they have sealed, and whatever the liar says."""
-        chosen = leader.node or leader.identity.key
+        chosen = leader.identity.key
         said = self.seals.get(term - 1, {})
         given = {name: head for name, (head, turn) in said.items() if turn == chosen}
         asked = [name for name in names if name in given]
@@ -340,9 +340,8 @@ class Schedule:
         )
         leader.ledger, leader.term, leader.cosigned = base, term, {}
         fields = {"run": base.state.run, "term": term, "coordinator": leader.identity.key}
-        fields |= {"node": leader.node, "seals": parts}
-        signers = (leader.identity.key, *([KEYS[leader.node]] if leader.node else []))
-        leader.take(signed(entries.Handover, fields, *signers))
+        fields |= {"seals": parts}
+        leader.take(signed(entries.Handover, fields, leader.identity.key))
         self.counts["handovers"] += 1
         self.terms.append(leader.ledger)
         self.keeps(leader.ledger)

@@ -19,9 +19,10 @@ from ledger_world import Rooted, World, complete, forged, key
 
 WORLD = World(nodes=4, waiting=1, total=200, ledger={"witnesses": 3})
 RUN = WORLD.run
-FIRST, (SECOND,), ELECTED = WORLD.coordinator, WORLD.standbys, key("an elected coordinator")
+FIRST, (SECOND,) = WORLD.coordinator, WORLD.standbys
 CHOSEN = min(WORLD.members, key=lambda member: member.peer_id)
-"""Of electors with one voice each the first one, who starts that coordinator."""
+"""Of electors with one voice each the first one, who starts a coordinator."""
+ELECTED = CHOSEN.elected
 LEADERS = {0: FIRST, 1: SECOND, 4: ELECTED}
 """Terms and who leads; in 2 and 3 no coordinator of the manifest came."""
 ROUNDS = {0: 27, 1: 30}
@@ -70,16 +71,16 @@ class Ledger:
             heads.add_note(note)
         heads.close()
 
-    def hand_over(self, term: int, node: Identity | None = None, sealed: int = 3) -> None:
+    def hand_over(self, term: int, sealed: int = 3) -> None:
         """Three of four have sealed the term before; what is certified is all that is here."""
         head = parse_checkpoint(self.store.latest_note)
         known = {"of": self.term, "size": head.size, "root": head.root.hex()}
-        known |= {"next": node.peer_id if node else LEADERS[term].key}
+        known |= {"next": LEADERS[term].key}
         sealed = (
             entries.seal(each, RUN, term=term - 1, **known) for each in WORLD.members[:sealed]
         )
         seals = [entries.open_seal(each.encode())[1] for each in sealed]
-        made = entries.handover(LEADERS[term], RUN, term=term, seals=seals, node=node)
+        made = entries.handover(LEADERS[term], RUN, term=term, seals=seals)
         self.store.begin_term(term)
         self.term = term
         self.add(made)
@@ -114,7 +115,7 @@ def write(folder: Path) -> tuple[Path, Path, Path]:
     third = second.copied(folder / "third")
     second.rounds(range(ROUNDS[1], GIVEN_UP[1]))
     second.keep(*notes)
-    third.hand_over(4, CHOSEN)
+    third.hand_over(4)
     third.rounds(range(ROUNDS[1], LAST))
     notes.append(third.certify())
     third.add(entries.account(key("late"), RUN))

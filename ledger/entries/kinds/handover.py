@@ -15,7 +15,6 @@ from artel.ledger.entries.body import (
     Digest,
     Entry,
     OptionalDigest,
-    OptionalPeer,
     PeerId,
     Positive,
     Record,
@@ -36,15 +35,14 @@ SEAL_TYPE = "application/vnd.artel.seal+json"
 
 class SealSaid(Record):
     """What an elector signs, as a statement of type :data:`SEAL_TYPE`: it signs nothing more of
-    ``term`` or the terms before, ``next`` (a coordinator's key or an elector's peer id, as of
-    :func:`candidate`) may begin the one after, and the newest certified head that it has seen is of
-    the term ``of`` and has ``size`` entries and this root (0, 0 and "" for none). Of two the one of
-    the later term is newer, then the larger one: what was certified in a term that was sealed with
-    less is given up."""
+    ``term`` or the terms before, ``next`` (the key of :func:`candidate`) may begin the one after,
+    and the newest certified head that it has seen is of the term ``of`` and has ``size`` entries
+    and this root (0, 0 and "" for none). Of two the one of the later term is newer, then the larger
+    one: what was certified in a term that was sealed with less is given up."""
 
     run: Digest
     term: Count
-    next: OptionalDigest | PeerId
+    next: OptionalDigest
     of: Count
     size: Count
     root: OptionalDigest
@@ -61,8 +59,8 @@ class Sealed(Record):
 
 
 class Handover(Body):
-    """``coordinator`` leads from here on; signed by its key, and where members had to choose one of
-    themselves by that ``node``, too.
+    """``coordinator`` leads from here on; signed by its key. Where members had to choose one of
+    themselves, it is the one that this node's registration names.
 
     ``seals`` holds what a quorum of electors signed of the term before. The tree goes on from the
     newest head that they know to be certified, or behind it.
@@ -74,7 +72,6 @@ class Handover(Body):
     kind: Literal["handover"] = "handover"
     term: Positive
     coordinator: Digest
-    node: OptionalPeer
     seals: Annotated[tuple[Sealed, ...], Field(min_length=1), *LISTED]
 
     def signings(self) -> Iterator[Signing]:
@@ -82,7 +79,7 @@ class Handover(Body):
             known = {"of": seal.of, "size": seal.size, "root": seal.root}
             # Whoever leads has to be whom they are for: one elector seals a term for one alone, so
             # no two can begin the next, however far the copies are in which each has the turn.
-            known |= {"run": self.run, "term": self.term - 1, "next": self.node or self.coordinator}
+            known |= {"run": self.run, "term": self.term - 1, "next": self.coordinator}
             said = SealSaid.model_validate(known)
             message = dsse.pae(SEAL_TYPE, canonical.dumps(said.model_dump(mode="json")))
             yield key_of(seal.node), bytes.fromhex(seal.signature), message
@@ -94,9 +91,8 @@ class Handover(Body):
         of, size = max((seal.of, seal.size) for seal in self.seals)
         if not of <= state.term.number < self.term or size > state.size:
             return reasons.OUT_OF_ORDER
-        keys = {self.coordinator, key_of(self.node)} if self.node else {self.coordinator}
-        chosen = (self.node or self.coordinator) == candidate(state, self.term)
-        if not chosen or set(entry.envelope.signers) != keys or keys & state.convicted.keys():
+        chosen, signers = candidate(state, self.term), set(entry.envelope.signers)
+        if self.coordinator != chosen or signers != {chosen} or chosen in state.convicted:
             return reasons.WRONG_SIGNERS
         sealed = state.trusted(seal.node for seal in self.seals)
         if not state.electors.sets or not state.electors.quorum(sealed):
@@ -121,36 +117,28 @@ class Handover(Body):
             f"the newest certified tree head that they knew has "
             f"{plural(known, 'entry', 'entries')}; the log goes on from entry {story.index}"
         )
-        if self.node:
-            yield Fact(f"no coordinator was left: node {short_peer(self.node)} starts this one")
+        node = story.state.starts(self.coordinator)
+        if node:
+            yield Fact(f"no coordinator was left: node {short_peer(node)} starts this one")
 
 
 def candidate(state: FoldState, term: int) -> str:
     """Who may begin a term: the key (hex) of a coordinator of the manifest, in order; once each of
-    them had its turn and no state came of it, an elector (peer id), the heaviest first; then they
+    them had its turn and no state came of it, that of an elector, the heaviest first; then they
     begin again."""
     named, weights = state.coordinators, state.electors.present
     order = sorted(weights, key=lambda node: (-weights[node], node))
     place = (term - state.worked - 1) % (len(named) + len(order))
-    return named[term % len(named)] if place < len(named) else order[place - len(named)]
+    if place < len(named):
+        return named[term % len(named)]
+    return state.coordinator_of[order[place - len(named)]]
 
 
-def handover(
-    coordinator: Identity,
-    run: str,
-    *,
-    term: int,
-    seals: Iterable[Sealed],
-    node: Identity | None = None,
-) -> Envelope:
-    """Begin a term.
-
-    :param node: of whoever was chosen by its standing, and starts this coordinator
-    """
+def handover(coordinator: Identity, run: str, *, term: int, seals: Iterable[Sealed]) -> Envelope:
+    """Begin a term."""
     items = tuple(sorted(seals, key=lambda seal: seal.node))
     body = {"run": run, "term": term, "coordinator": coordinator.key, "seals": items}
-    body |= {"node": node.peer_id if node is not None else ""}
-    return signed(Handover, body, coordinator, *([node] if node is not None else []))
+    return signed(Handover, body, coordinator)
 
 
 def seal(

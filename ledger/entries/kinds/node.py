@@ -20,7 +20,9 @@ MAX_NODES = 64
 
 
 class Node(Body):
-    """Binds a node to an account; signed by both keys. A later one moves *future* credit.
+    """Binds a node to an account; signed by both keys, and by that of the coordinator which the
+    node starts if members choose it: no key can begin its term but this, and the node answers for
+    what is signed with it. A later one moves *future* credit.
 
     The node is new then. What of its work has not been found right is lost: else what it does for
     another account would prove it, and a conviction would take nothing of the one it was done for.
@@ -33,13 +35,15 @@ class Node(Body):
     kind: Literal["node"] = "node"
     node: PeerId
     account: Digest
+    coordinator: Digest
     seq: Positive
 
     def rule(self, state: FoldState, entry: Entry) -> str | Effect:
         owner = state.registered(self.account)
         if owner is None:
             return reasons.UNKNOWN_ACCOUNT
-        if entry.signers != {owner.key, key_of(self.node)}:
+        keys = {owner.key, key_of(self.node), self.coordinator}
+        if entry.signers != keys or self.coordinator in state.coordinators:
             return reasons.WRONG_SIGNERS
         if self.seq <= state.node_seq.get(self.node, 0):
             return reasons.WRONG_SEQUENCE
@@ -51,6 +55,7 @@ class Node(Body):
 
         def effect() -> Outcome:
             state.nodes[self.node] = self.account
+            state.coordinator_of[self.node] = self.coordinator
             state.node_seq[self.node] = self.seq
             if not before:
                 return Outcome("recorded")
@@ -71,6 +76,7 @@ class Node(Body):
 
     def explain(self, story: Story) -> Iterator[Fact]:
         yield Fact("signed by the node's and the account's key")
+        yield Fact(f"if members choose it, it leads with the key {self.coordinator}")
         before = story.outcome.notes.get("before")
         if before:
             yield Fact(
@@ -95,4 +101,5 @@ def node(
     :param account: the account's name, when it is no longer its key
     """
     body = {"run": run, "node": identity.peer_id, "account": account or owner.key, "seq": seq}
-    return signed(Node, body, identity, owner)
+    body |= {"coordinator": identity.elected.key}
+    return signed(Node, body, identity, owner, identity.elected)

@@ -52,7 +52,9 @@ class SplitSeen(Body):
 
         def effect() -> Outcome:
             state.convicted[key] = state.size
-            guilty = {account for peer, account in state.nodes.items() if key_of(peer) == key}
+            led = state.coordinator_of
+            own = {peer for peer in state.nodes if key in (key_of(peer), led[peer])}
+            guilty = {state.nodes[peer] for peer in own}
             lost = sum((convict(state, name) for name in sorted(guilty)), Loss())
             notes = {"key": key} | lost.notes
             return Outcome("recorded", invalidated=lost.credits, notes=notes)
@@ -70,12 +72,13 @@ class SplitSeen(Body):
         coordinator = key in story.state.leaders()
         who = "coordinator" if coordinator else "witness"
         yield Fact(f"the {who} with the key {key} signed two tree heads that cannot both be true")
-        yield Fact(
-            "its heads are not to be believed any more"
-            if coordinator
-            else "its account loses what is pending and earns no more; its cosignatures count no "
-            "more"
-        )
+        if coordinator:
+            yield Fact("its heads are not to be believed any more")
+        if not coordinator or story.state.starts(key):
+            yield Fact(
+                "the account of its node loses what is pending and earns no more; the node's "
+                "cosignatures and seals count no more"
+            )
         yield from totals(story)
 
 

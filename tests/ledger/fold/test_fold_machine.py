@@ -72,6 +72,7 @@ def world_of(
     leaders = (world.coordinator, *world.standbys)
     for identity in (*world.owners, *world.members, *SPARE, *RECOVERY, key("giver"), *leaders):
         KEYS[identity.key] = identity
+        KEYS[identity.elected.key] = identity.elected
     for member in world.members:
         NODES[member.peer_id] = member
     return world
@@ -542,16 +543,13 @@ class FoldMachine(RuleBasedStateMachine):
         """A handover to whose turn it is in the next term but so many; with seals of these."""
         term = max(1, state.term.number + ahead)
         chosen = candidate(state, term) if ahead else ""
-        node, leader = NODES.get(chosen), KEYS.get(chosen, self.world.coordinator)
-        if node is not None:
-            leader = key(f"started by {chosen} for term {term}")
-            KEYS[leader.key] = leader
+        leader = KEYS.get(chosen, self.world.coordinator)
         seals = []
         for peer in by:
-            known = {"term": term - 1 + sealed, "next": chosen or leader.key, "size": size}
+            known = {"term": term - 1 + sealed, "next": leader.key, "size": size}
             said = seal(NODES[peer], self.world.run, **known)
             seals.append(open_seal(said.encode())[1])
-        made = handover(leader, self.world.run, term=term, seals=seals, node=node)
+        made = handover(leader, self.world.run, term=term, seals=seals)
         return decode(made.encode())
 
     @precondition(lambda self: self.state.electors.sets or len(self.log) % 5 == 0)

@@ -7,15 +7,19 @@ from collections.abc import Iterable
 import pytest
 
 from artel.ledger import entries
+from artel.ledger.entries import evidence
 from artel.ledger.entries.electors import MOST, Electors
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.handover import Sealed, candidate, handover, open_seal, seal
 from artel.ledger.entries.records import Term
+from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
 from artel.ledger.tlog.note import MAX_SIGNATURE_LINES
 from artel.protocol import dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
+from artel.protocol.merkle import leaf_hash, root
+from leaf_hashes import LeafHashes
 from ledger_world import World, encoded, forged, key, outcomes
 
 WORLD = World(nodes=4, waiting=1)
@@ -32,13 +36,12 @@ def handed(
     term: int = 1,
     size: int = 0,
     sealed: int | None = None,
-    node: Identity | None = None,
 ) -> Envelope:
     """A handover to a coordinator that shows the seals of these."""
     number = term - 1 if sealed is None else sealed
-    known = {"term": number, "next": node.peer_id if node else to.key, "size": size}
+    known = {"term": number, "next": to.key, "size": size}
     said = [open_seal(seal(each, WORLD.run, **known).encode())[1] for each in by]
-    return handover(to, WORLD.run, term=term, seals=said, node=node)
+    return handover(to, WORLD.run, term=term, seals=said)
 
 
 def told(*envelopes: Envelope) -> tuple[FoldState, str]:
@@ -105,19 +108,23 @@ def test_coordinators_take_turns_and_then_the_electors() -> None:
     # Two coordinators: terms 1 and 2 are theirs, then nobody of the manifest has come.
     assert told(handed(WORLD.coordinator))[1] == "wrong_signers"
     assert told(handed(WORLD.coordinator, term=2))[1] == "recorded"
-    new, state = key("a fresh key"), told(handed())[0]
-    before = outcomes(LOG)[0]
-    order = sorted(member.peer_id for member in WORLD.members)
+    state, before = told(handed())[0], outcomes(LOG)[0]
+    members = sorted(WORLD.members, key=lambda member: member.peer_id)
+    order = [member.elected.key for member in members]
     assert [candidate(before, term) for term in (1, 2)] == [STANDBY.key, WORLD.coordinator.key]
     assert [candidate(before, term) for term in range(3, 3 + len(order))] == order
     again = [candidate(before, 3 + len(order) + number) for number in range(2)]
     assert sorted(again) == sorted([STANDBY.key, WORLD.coordinator.key]), "they begin again"
-    first = next(member for member in WORLD.members if member.peer_id == order[0])
-    other = next(member for member in WORLD.members if member.peer_id == order[1])
-    assert told(handed(new, term=3))[1] == "wrong_signers"
-    assert told(handed(new, term=3, node=other))[1] == "wrong_signers"
-    after, what = told(handed(new, term=3, node=first))
-    assert (what, after.term.leader) == ("recorded", new.key)
+    new, other = members[0].elected, members[1].elected
+    # No key but the one that the node has registered: with the same seals it could begin two terms.
+    for wrong in (key("a fresh key"), members[0], other):
+        assert told(handed(wrong, term=3))[1] == "wrong_signers"
+    after, what = told(handed(new, term=3))
+    assert (what, after.term.leader, after.starts(new.key)) == (
+        "recorded",
+        new.key,
+        members[0].peer_id,
+    )
     assert new.key in after.leaders()
     # Whoever led and came to no state has had its turn; of a run with one coordinator, too.
     assert candidate(after, 4) == order[1]
@@ -128,22 +135,40 @@ def test_coordinators_take_turns_and_then_the_electors() -> None:
         made if made.signers and WORLD.coordinator.key not in made.signers else forged(made, new)
         for made in WORLD.round(1)
     ]
-    worked, what = told(handed(new, term=3, node=first), *by_new)
+    worked, what = told(handed(new, term=3), *by_new)
     assert (what, worked.worked) == ("credited", 3)
     assert candidate(worked, 4) == WORLD.coordinator.key
-    # A coordinator of the manifest needs no node, and has none.
-    assert told(handed(node=first))[1] == "wrong_signers"
 
 
 def test_a_seal_is_for_one_alone() -> None:
     """Whose turn a term is depends on the handovers that a copy knows: with the same seals two
     could begin the same term, each of them rightly by some copies."""
     state, elected = outcomes(LOG)[0], min(WORLD.members, key=lambda member: member.peer_id)
-    assert candidate(state, 3) == elected.peer_id
+    assert candidate(state, 3) == elected.elected.key
     known = {"term": 2, "next": STANDBY.key}
     said = [open_seal(seal(each, WORLD.run, **known).encode())[1] for each in (A, B, C)]
-    made = handover(key("its own"), WORLD.run, term=3, seals=said, node=elected)
+    made = handover(elected.elected, WORLD.run, term=3, seals=said)
     assert told(made)[1] == "bad_signature"
+
+
+def test_a_node_answers_for_what_its_coordinator_signs() -> None:
+    node = min(WORLD.members, key=lambda member: member.peer_id)
+    led, log = node.elected, encoded([*LOG, handed(node.elected, term=3)])
+    notes, trees = [], []
+    for end in (b"one", b"two"):
+        hashes = [leaf_hash(leaf) for leaf in (*log, end)]
+        notes.append(sign_checkpoint(led, origin_of(WORLD.run, 3), len(hashes), root(hashes)))
+        trees.append(LeafHashes(hashes))
+    proof = evidence.build(notes[0], trees[0], notes[1], trees[1]).to_dict()
+    state, what = told(handed(led, term=3), WORLD.split_seen(WORLD.owners[0], proof))
+    assert what == "recorded"
+    assert led.key in state.convicted
+    assert state.accounts[state.account_of(node.peer_id)].barred
+    assert not state.trusted([node.peer_id])
+    again = 3 + len(state.coordinators) + len(state.electors.present)
+    assert candidate(state, again) == led.key
+    seen = WORLD.split_seen(WORLD.owners[0], proof)
+    assert told(handed(led, term=3), seen, handed(led, term=again))[1] == "wrong_signers"
 
 
 def test_before_the_first_state_there_is_nobody_who_could_seal() -> None:
@@ -153,9 +178,9 @@ def test_before_the_first_state_there_is_nobody_who_could_seal() -> None:
 
 
 def test_a_seal_is_read_back_only_as_what_it_is() -> None:
-    made = seal(A, WORLD.run, term=4, next=B.peer_id, size=9, root="ab" * 32)
+    made = seal(A, WORLD.run, term=4, next=B.key, size=9, root="ab" * 32)
     said, part = open_seal(made.encode())
-    assert (said.run, said.term, said.next) == (WORLD.run, 4, B.peer_id)
+    assert (said.run, said.term, said.next) == (WORLD.run, 4, B.key)
     assert (said.size, part.node) == (9, A.peer_id)
     with pytest.raises(DecodeError):
         open_seal(entries.account(A, WORLD.run).encode())

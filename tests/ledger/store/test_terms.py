@@ -256,11 +256,11 @@ class Told(FolderSource):
 async def test_of_a_term_that_nobody_known_here_has_sealed_nothing_is_read(
     tmp_path: Path, known: bool
 ) -> None:
-    leader, node = key("a leader of its own"), key("its node")
+    leader = key("a leader of its own")
     sealers = [key("a node of its own"), WORLD.members[0] if known else key("another one")]
-    said = [entries.seal(each, WORLD.run, term=0, next=node.peer_id) for each in sealers]
+    said = [entries.seal(each, WORLD.run, term=0, next=leader.key) for each in sealers]
     seals = [entries.open_seal(each.encode())[1] for each in said]
-    first = entries.handover(leader, WORLD.run, term=1, seals=seals, node=node)
+    first = entries.handover(leader, WORLD.run, term=1, seals=seals)
     folder = successor(tmp_path, first, by=leader).folder
     (folder / TERMS_PATH).write_bytes(said_by([Term(1, KEPT, leader.key)]))
     source = Told(folder)

@@ -267,10 +267,10 @@ async def test_looks_are_few_and_those_at_strangers_take_no_place_of_others() ->
 async def test_a_handover_that_is_not_sealed_is_refused_before_anything_behind_it_is_read(
     world: World, tmp_path: Path
 ) -> None:
-    led, liar, node = key("a liar's coordinator"), world.members[2], key("its node")
-    said = entries.seal(liar, world.run, term=0, next=node.peer_id)
+    led, liar = key("a liar's coordinator"), world.members[2]
+    said = entries.seal(liar, world.run, term=0, next=led.key)
     seals = [entries.open_seal(said.encode())[1]]
-    handed = entries.handover(led, world.run, term=1, seals=seals, node=node)
+    handed = entries.handover(led, world.run, term=1, seals=seals)
     junk = [entries.account(key(f"junk {number}"), world.run) for number in range(600)]
     leaves = [*world.leaves, handed.encode(), *(each.encode() for each in junk)]
     with LedgerStore.open(tmp_path / "liar" / DATABASE_NAME, create=True, run=world.run) as store:

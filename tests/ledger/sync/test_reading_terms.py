@@ -37,7 +37,7 @@ from client_world import become_member, run_command, write_key, write_tiles, wri
 from command_world import group
 from ledger_world import key
 from places import ROOT, WORLDS
-from terms_world import CHOSEN, ELECTED, FIRST, RUN, SECOND, WORLD, Ledger, write
+from terms_world import ELECTED, FIRST, RUN, SECOND, WORLD, Ledger, write
 
 main = group("ledger")
 
@@ -250,7 +250,7 @@ def test_a_coordinator_whose_term_was_not_sealed_leads_nobody(
 ) -> None:
     shutil.copytree(homes[1], tmp_path / "home")
     ledger = Ledger(tmp_path / "home")
-    ledger.hand_over(4, CHOSEN, sealed=2)
+    ledger.hand_over(4, sealed=2)
     write_tiles_of(ledger.store, tmp_path / "copy")
     handed = ledger.store.size - 1
     ledger.store.close()
