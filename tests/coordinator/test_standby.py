@@ -407,8 +407,7 @@ def test_seals_that_come_before_the_ledger_give_no_turn(world: World, tmp_path: 
     who = world.standbys[0].key
     with contextlib.ExitStack() as stack:
         own = OwnLedger.open(tmp_path, world.run, who, [world.coordinator.key, who], "", stack)
-<<<<<<< HEAD
-        assert seals.turn(own, [who]) is None
+        assert seals.turn(own, who) is None
 
 
 async def test_no_term_is_begun_while_another_process_runs_with_the_same_key(
@@ -430,6 +429,3 @@ async def test_no_term_is_begun_while_another_process_runs_with_the_same_key(
         assert own.store.term == 0
     finally:
         await other.close()
-=======
-        assert seals.turn(own, who) is None
->>>>>>> 89ef693 (The key with which a node leads stands in its registration, and the node answers for it)

@@ -807,6 +807,8 @@ def test_a_home_in_use_is_left_alone(world: World, tmp_path: Path) -> None:
 
 def killed_at(step: int, command: Callable[[], Any]) -> bool:
     """Run something in a process that is killed before its n-th change of files; whether it was."""
+    # A thread that is just ending may hold a lock of OpenSSL, which stays locked in the child.
+    time.sleep(0.05)
     child = os.fork()
     if child == 0:
         left = step
