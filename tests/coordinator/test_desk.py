@@ -228,6 +228,7 @@ async def test_hello_for_somebody_else(office: Office, members: list[Member]) ->
     run, size = office.run, office.core.ledger.store.size
     account, mine = thief.statements()
     body = {"kind": "node", "run": run, "node": thief.peer, "account": thief.owner.key, "seq": 1}
+    body |= {"coordinator": thief.identity.elected.key}
     one_key = dsse.sign(entries.ENTRY_TYPE, body, thief.identity).encode()
     claimed = body | {"account": victim.owner.key}
     without_owner = dsse.sign(entries.ENTRY_TYPE, claimed, thief.identity, thief.owner).encode()

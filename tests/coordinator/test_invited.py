@@ -35,7 +35,6 @@ def process(home: Path, addresses: int = 1, *, as_json: bool = False) -> Coordin
         "options": SimpleNamespace(home=home, invite=None, as_json=as_json),
         "prepared": SimpleNamespace(run=RUN, manifest=SimpleNamespace(coordinators=keys)),
         "identity": OWN,
-        "node": None,
         "host": SimpleNamespace(addresses=known),
         "http": None,
         "began": 0.0,

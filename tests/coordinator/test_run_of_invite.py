@@ -111,7 +111,7 @@ async def test_a_home_whose_key_the_run_does_not_name_is_left_as_it_was(
     identity = load(here.home / "node.key")
     with pytest.raises(UsageError, match=f"none of the run's coordinators: {identity.key}") as said:
         await asyncio.wait_for(
-            run_of_invite(here.host, here.invite, here.home, identity, None), 30.0
+            run_of_invite(here.host, here.invite, here.home, identity, True), 30.0
         )
     assert "node.key" in said.value.hint
     assert not manifest_path(here.home).exists()
