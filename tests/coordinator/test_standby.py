@@ -359,6 +359,24 @@ async def test_of_many_who_say_to_know_a_run_all_are_asked_in_turn(
     assert asked >= set(many)
 
 
+async def test_who_says_in_the_dht_to_lead_hides_nobody_that_leads(
+    waiting: tuple[Standby, OwnLedger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stands, _ = waiting
+    claims = [key(f"claims {number}").peer_id for number in range(4 * standby.MOST_OTHERS)]
+    record = dht.RunRecord(name="", addresses=[], http="", round=0, term=2**52)
+
+    async def found(name: str, schema: type) -> dict[str, Any]:
+        return dict.fromkeys([*claims, key("who leads").peer_id], record)
+
+    monkeypatch.setattr(stands._circle, "_found", found)
+    asked = set[str]()
+    for _ in range(100):
+        await stands._circle.learn(())
+        asked |= set(await stands._everybody())
+    assert key("who leads").peer_id in asked
+
+
 async def test_a_home_that_was_put_back_begins_no_term_twice(
     world: World, parties: list[Party], waiting: tuple[Standby, OwnLedger]
 ) -> None:
