@@ -52,7 +52,7 @@ async def answers_at(host: Host, addresses: Sequence[str]) -> str:
     """Which of these addresses another process with this host's key answers at; "" for none."""
     ours = await host.addresses()
     others = [address for address in addresses if address not in ours]
-    if not others:
+    if not ours or not others:  # without addresses of our own (a daemon that hangs) nobody can tell
         return ""
     folder = SocketFolder()
     try:
