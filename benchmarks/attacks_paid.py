@@ -142,8 +142,9 @@ class Watched(Run):
         for node in self._nodes:
             account = digest(f"account of {node}")
             self._entry(entries.AccountBody, {"account": account, "recovery": ""}, account)
-            body = {"node": node, "account": account, "seq": 1}
-            self._entry(entries.Node, body, account, self._keys[node])
+            own = digest(f"coordinator of {node}")
+            body = {"node": node, "account": account, "coordinator": own, "seq": 1}
+            self._entry(entries.Node, body, account, self._keys[node], own)
         self._since, self._sends = sys.maxsize, HONEST
         self._payload_before = ""
         self.vested = Counter[str]()

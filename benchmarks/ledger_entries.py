@@ -95,8 +95,9 @@ class Run:
             if made + 2 > size:
                 return
             yield self._entry(entries.AccountBody, {"account": account, "recovery": ""}, account)
-            body = {"node": node, "account": account, "seq": 1}
-            yield self._entry(entries.Node, body, account, keys[node])
+            own = digest(f"coordinator of {node}")
+            body = {"node": node, "account": account, "coordinator": own, "seq": 1}
+            yield self._entry(entries.Node, body, account, keys[node], own)
             made += 2
         for number in count():
             for entry in self._round(number, nodes, keys):
