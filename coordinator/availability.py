@@ -9,7 +9,6 @@ lacks later, or what it has to compute with.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections import Counter
@@ -37,8 +36,9 @@ SAMPLES = 4
 """Slices of each contribution that are asked for, drawn by a lot that nobody else sees."""
 SHOW_S = 10.0
 """In which a holder has to show a slice."""
-FETCH_S = 60.0
-"""In which what a node lacks has to be got from somebody."""
+KEPT_BACK = 1 / 16
+"""Part of ``settle_s`` that what a node lacks may take, beside what comes of it, and three times as
+much at the most: so who keeps it back is found out while the round still has time."""
 SAMPLED_AT_ONCE, FETCHED_AT_ONCE = 32, 4
 LACKS_EACH = 8
 """Slices that a node may say in an attempt that it lacks."""
@@ -53,6 +53,7 @@ class Availability:
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
         self._place = (-1, -1)  # the attempt that the next one is about
         self._lacking: Counter[str] = Counter()  # by node
+        self._settle_s = coordinator.manifest.config.rounds.settle_s
 
     @property
     def needed(self) -> bool:
@@ -104,20 +105,20 @@ class Availability:
                 said = {"node": short_peer(peer), "slice": slice, "reason": reason}
                 emit(log, "slice.not_shown", logging.DEBUG, **said)
         try:
-            return await self._obtain([node], piece, SHOW_S)
+            async with asyncio.timeout(SHOW_S):
+                return await self._obtain([node], piece)
         except (ArtelError, TimeoutError):
             detail = f"nobody shows its slice {slice}"
             raise intake.NotCounted(round_state.MISSING_REVEAL, detail) from None
 
-    async def _obtain(self, peers: Sequence[str], piece: IndexItem, limit_s: float) -> bytes:
+    async def _obtain(self, peers: Sequence[str], piece: IndexItem) -> bytes:
         """A whole slice, which is here from then on.
 
         :raises ArtelError: none of these peers gives it
         """
-        core = self._core
-        async with asyncio.timeout(limit_s):
-            wanted = Wanted(piece.blob, peers, piece.size, "contribution")
-            path = await delivery.fetch(core.host, core.blobs, wanted)
+        core, patience = self._core, self._settle_s * KEPT_BACK
+        wanted = Wanted(piece.blob, peers, piece.size, "contribution")
+        path = await delivery.fetch(core.host, core.blobs, wanted, patience=patience)
         return await asyncio.to_thread(path.read_bytes)
 
     async def lacks(self, peer: str, request: messages.Lacks) -> None:
@@ -155,8 +156,8 @@ class Availability:
             for node, pieces in listed.items()
             for number, piece in enumerate(pieces)
         ]
-        with contextlib.suppress(Unreachable):  # which one that is, shows below
-            await delivery.fetch_all(core.host, core.blobs, wanted)
+        # What does not come, shows below.
+        await delivery.fetch_some(core.host, core.blobs, wanted, patience=self._settle_s / 4)
         for node, pieces in listed.items():
             await self._have(attempt, node, range(len(pieces)))
 
@@ -186,9 +187,9 @@ class Availability:
             try:
                 async with self._fetching:
                     holders = [node, *self._holders(node, number)]
-                    data = await self._obtain(holders, piece, FETCH_S)
+                    data = await self._obtain(holders, piece)
                 await asyncio.to_thread(intake.check_piece, body, shape, number, piece, data)
-            except (intake.NotCounted, Unreachable, TimeoutError) as error:
+            except (intake.NotCounted, Unreachable) as error:
                 reason = getattr(error, "reason", round_state.MISSING_REVEAL)
                 said = {"node": short_peer(node), "slice": number, "reason": reason}
                 emit(log, "contribution.withheld", logging.WARNING, **said)

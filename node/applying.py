@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,10 @@ HOLDERS = 12
 HINTED = 1 / 4
 """Part of ``settle_s`` that items and what they name may take all together, each time half of what
 is left of it. What is not here then, whole indexes have to show."""
+KEPT_BACK = 1 / 8
+"""Part of ``settle_s`` after which a slice of which little comes counts as lacking; three times as
+much at the most. The coordinator then looks for half as long."""
+LEAST_S = 1.0
 LACKING_S = 90.0
 """Until the coordinator says whether it has got what this node lacks."""
 POLL_S = 0.5
@@ -67,6 +72,8 @@ class _Known:
     these numbers."""
     waited: float = 0.0
     """Seconds that items and what they name have taken."""
+    lacked: float = 0.0
+    """Seconds in which slices did not come that the coordinator had to be asked for."""
     own: dict[int, str] = field(default_factory=dict)
     """Slice to the id of the aggregate that was computed here."""
     said: set[int] = field(default_factory=set)
@@ -370,13 +377,18 @@ class Applying:
             node: Wanted(item.blob, self._holders(closed, node, others), item.size, KIND)
             for node, item in items.items()
         }
+        patience = math.inf
         if session.holders:
-            await self._fetch_some([*wanted.values()])
+            rules, began = session.manifest.config.rounds, time.monotonic()
+            # All together: who gives a slice to the coordinator alone costs others one wait.
+            patience = max(LEAST_S, rules.settle_s * KEPT_BACK - known.lacked)
+            await self._fetch_some([*wanted.values()], patience=patience)
             lacking = [node for node, one in wanted.items() if not session.blobs.has(one.blob)]
+            known.lacked += (time.monotonic() - began) * bool(lacking)
             if await self._doubt(closed, lacking):
                 return await self._inputs(closed, number)
             await together(self._say_lacking(closed, number, node) for node in lacking)
-        paths = await self._fetch([*wanted.values()])
+        paths = await self._fetch([*wanted.values()], patience)
         for node, path in zip(wanted, paths, strict=True) if session.holders else ():
             data = await asyncio.to_thread(path.read_bytes)
             known_by = pseudogradient.payload_digest(data[pseudogradient.HEADER_BYTES :])
@@ -405,13 +417,17 @@ class Applying:
 
     # --- what both share ---
 
-    async def _fetch(self, wanted: Sequence[Wanted]) -> list[Path]:
+    async def _fetch(self, wanted: Sequence[Wanted], patience: float = math.inf) -> list[Path]:
         await self._locate(wanted)
-        return await delivery.fetch_all(self._session.host, self._session.blobs, wanted)
+        session = self._session
+        return await delivery.fetch_all(session.host, session.blobs, wanted, None, patience)
 
-    async def _fetch_some(self, wanted: Sequence[Wanted], seconds: float | None = None) -> None:
+    async def _fetch_some(
+        self, wanted: Sequence[Wanted], seconds: float | None = None, patience: float = math.inf
+    ) -> None:
         await self._locate(wanted)
-        await delivery.fetch_some(self._session.host, self._session.blobs, wanted, seconds)
+        session = self._session
+        await delivery.fetch_some(session.host, session.blobs, wanted, seconds, patience)
 
     async def _locate(self, wanted: Sequence[Wanted]) -> None:
         here = self._session.blobs.has

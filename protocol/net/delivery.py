@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 from collections import Counter
@@ -87,17 +88,27 @@ async def serve_content(
     return None
 
 
-async def fetch(host: Host, store: BlobStore, wanted: Wanted, progress: Tell | None = None) -> Path:
-    """As :func:`fetch_all`, of one piece.
+async def fetch(
+    host: Host,
+    store: BlobStore,
+    wanted: Wanted,
+    progress: Tell | None = None,
+    patience: float = math.inf,
+) -> Path:
+    """As :func:`fetch_all`, of one piece; ``patience`` as of :class:`.swarm.Swarm`.
 
     Safe to call for the same content from several tasks: one of them fetches it.
     """
-    (path,) = await fetch_all(host, store, [wanted], progress)
+    (path,) = await fetch_all(host, store, [wanted], progress, patience)
     return path
 
 
 async def fetch_all(
-    host: Host, store: BlobStore, wanted: Sequence[Wanted], progress: Tell | None = None
+    host: Host,
+    store: BlobStore,
+    wanted: Sequence[Wanted],
+    progress: Tell | None = None,
+    patience: float = math.inf,
 ) -> list[Path]:
     """Bring several pieces of content into the store: their paths, in the same order.
 
@@ -106,18 +117,24 @@ async def fetch_all(
     call goes on with what has arrived.
 
     :param progress: called for each piece with (bytes present, bytes in all)
+    :param patience: for each of them, as of :class:`.swarm.Swarm`
     :raises Unreachable: no holder could give the rest of a piece
     :raises ResourceError: the disk is full, or the quota too small
     """
-    async with _bringing(host, store, progress) as bring:
+    async with _bringing(host, store, progress, patience) as bring:
         return await together(map(bring, wanted))
 
 
 async def fetch_some(
-    host: Host, store: BlobStore, wanted: Sequence[Wanted], seconds: float | None = None
+    host: Host,
+    store: BlobStore,
+    wanted: Sequence[Wanted],
+    seconds: float | None = None,
+    patience: float = math.inf,
 ) -> None:
     """Bring into the store what of several pieces of content can be had, in this time if any.
 
+    :param patience: for each of them, as of :class:`.swarm.Swarm`
     :raises ResourceError: as :func:`fetch_all`
     """
 
@@ -126,16 +143,19 @@ async def fetch_some(
             await bring(one)
 
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds), _bringing(host, store) as bring:
+        async with asyncio.timeout(seconds), _bringing(host, store, None, patience) as bring:
             await together(try_to(bring, one) for one in wanted)
 
 
 @contextlib.asynccontextmanager
 async def _bringing(
-    host: Host, store: BlobStore, progress: Tell | None = None
+    host: Host,
+    store: BlobStore,
+    progress: Tell | None = None,
+    patience: float = math.inf,
 ) -> AsyncIterator[_Bring]:
     """What fetches one piece; pieces that are fetched by it at the same time share a swarm."""
-    swarm, gate = Swarm(host, store), asyncio.Semaphore(PIECES_AT_ONCE)
+    swarm, gate = Swarm(host, store, patience), asyncio.Semaphore(PIECES_AT_ONCE)
 
     async def bring(one: Wanted) -> Path:
         store.label(one.kind, one.blob)

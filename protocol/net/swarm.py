@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 
@@ -57,16 +58,21 @@ MOST_DOUBLED = 1 / 8
 INLINE_BYTES = 1 << 17
 """Chunks up to this size are checked at once; larger ones in a thread."""
 TICK_S = 0.1
+PACE, LONGEST = 4 << 10, 3
+"""Bytes a second that earn a piece more time where that is bounded, and how many times as much."""
 
 
 class Swarm:
     """Fetches into ``store`` what :meth:`obtain` asks for, while :meth:`run` runs.
 
     Owned by one call of :func:`protocol.net.delivery.fetch_all`.
+
+    :param patience: seconds from the first request for a piece on, beside what it earns; then it
+        counts as one that nobody gives
     """
 
-    def __init__(self, host: Host, store: BlobStore) -> None:
-        self._host, self._store = host, store
+    def __init__(self, host: Host, store: BlobStore, patience: float = math.inf) -> None:
+        self._host, self._store, self._patience = host, store, patience
         self._loop = asyncio.get_running_loop()
         self._jobs: list[Job] = []
         self._asks: set[Ask] = set()
@@ -139,11 +145,17 @@ class Swarm:
         for job in jobs:
             usable = [peer for peer in job.holders() if peer not in job.lacking]
             stuck = now - job.busy_at > STUCK_S and not any(self._busy[peer] for peer in usable)
-            if not job.asks and (not usable or stuck):
+            if (not job.asks and (not usable or stuck)) or self._is_kept_back(job, now):
                 self._fail(job)
         for ask in list(self._asks):
             self._double(ask, now)
         self._census.ask([job for job in jobs if not self._is_quick(job, now)], now)
+
+    def _is_kept_back(self, job: Job, now: float) -> bool:
+        """Whether nobody gives it, though nobody says so."""
+        got = job.got + sum(ask.got for ask in job.asks)
+        time = min(self._patience + got / PACE, LONGEST * self._patience)
+        return job.asked_at is not None and now - job.asked_at > time
 
     def _is_quick(self, job: Job, now: float) -> bool:
         """Whether content may be here before it is known who has it."""
@@ -249,6 +261,7 @@ class Swarm:
     def _start(self, ask: Ask) -> None:
         self._asks.add(ask)
         ask.job.asks.append(ask)
+        ask.job.asked_at = ask.job.asked_at or ask.began
         self._busy[ask.holder] += 1
         if ask.chunks is not None and ask.job.download is not None:
             ask.job.download.asked[ask.chunks.start : ask.chunks.stop] += 1
@@ -299,7 +312,7 @@ class Swarm:
         error = None if task.cancelled() else task.exception()
         if error is not None and not job.done.done():
             job.done.set_exception(error)
-        job.busy_at = now
+        job.busy_at, job.got = now, job.got + ask.got
         self._asks.discard(ask)
         job.asks.remove(ask)
         self._busy[ask.holder] -= 1

@@ -96,6 +96,10 @@ class Job:
     us: str
     began: float
     progress: Tell | None = None
+    asked_at: float | None = None
+    """When the first request for it began."""
+    got: int = 0
+    """Bytes that requests which have ended have brought."""
     download: Download | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     """What those said who could not give it."""

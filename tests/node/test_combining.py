@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -338,9 +338,9 @@ async def test_who_is_silent_about_items_takes_no_more_than_a_part_of_the_time(
     assert scene.fetched() == {*scene.strangers}
 
 
-def _silent(kind: type[messages.Message]) -> Any:
+def _silent(kind: type[messages.Message], about: Collection[str] = ()) -> Any:
     async def silent(request: messages.Message, stream: wire.ByteStream) -> bool:
-        if isinstance(request, kind):
+        if isinstance(request, kind) and (not about or getattr(request, "id", "") in about):
             await asyncio.sleep(60)
         return False
 
@@ -359,6 +359,27 @@ async def test_whom_the_index_itself_convicts_is_named(scene: Scene) -> None:
         await scene.do_my_part()
     (said,) = scene.blamed()
     assert (said.node, said.slice) == (bad, number)
+
+
+async def test_who_keeps_slices_back_in_silence_is_named_while_the_round_has_time(
+    scene: Scene,
+) -> None:
+    """A request that is not answered ended after 60 s, which is all the time that a round has; and
+    then the coordinator was believed for as long once more."""
+    bad = next(iter(scene.others))
+    kept = {scene.items[bad][number].blob for number in scene.mine()}
+    for blob in kept:
+        for peer, holder in scene.others.items():
+            if peer != bad:
+                holder.store.delete(blob)
+        for store in (scene.store, scene.office.store):
+            store.delete(blob)
+    scene.others[bad].lie = _silent(messages.GetIndex, kept)
+    began = time.monotonic()
+    with pytest.raises(Unreachable):
+        await scene.do_my_part()
+    assert time.monotonic() - began < SETTLE_S / 2
+    assert {said.node for said in scene.blamed()} == {bad}
 
 
 async def test_without_holders_whole_indexes_are_kept_by_who_combines(scene: Scene) -> None:
