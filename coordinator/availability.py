@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ SHOW_S = 10.0
 KEPT_BACK = 1 / 16
 """Part of ``settle_s`` that what a node lacks may take, beside what comes of it, and three times as
 much at the most: so who keeps it back is found out while the round still has time."""
+LEAST_S = 5.0
+"""However short that is."""
 SAMPLED_AT_ONCE, FETCHED_AT_ONCE = 32, 4
 LACKS_EACH = 8
 """Slices that a node may say in an attempt that it lacks."""
@@ -111,12 +114,14 @@ class Availability:
             detail = f"nobody shows its slice {slice}"
             raise intake.NotCounted(round_state.MISSING_REVEAL, detail) from None
 
-    async def _obtain(self, peers: Sequence[str], piece: IndexItem) -> bytes:
+    async def _obtain(
+        self, peers: Sequence[str], piece: IndexItem, patience: float = math.inf
+    ) -> bytes:
         """A whole slice, which is here from then on.
 
         :raises ArtelError: none of these peers gives it
         """
-        core, patience = self._core, self._settle_s * KEPT_BACK
+        core = self._core
         wanted = Wanted(piece.blob, peers, piece.size, "contribution")
         path = await delivery.fetch(core.host, core.blobs, wanted, patience=patience)
         return await asyncio.to_thread(path.read_bytes)
@@ -157,7 +162,8 @@ class Availability:
             for number, piece in enumerate(pieces)
         ]
         # What does not come, shows below.
-        await delivery.fetch_some(core.host, core.blobs, wanted, patience=self._settle_s / 4)
+        patience = max(LEAST_S, self._settle_s / 4)
+        await delivery.fetch_some(core.host, core.blobs, wanted, patience=patience)
         for node, pieces in listed.items():
             await self._have(attempt, node, range(len(pieces)))
 
@@ -180,6 +186,7 @@ class Availability:
         """Get slices of a contribution, and end the attempt if that cannot be."""
         core, (body, pieces) = self._core, await self._listed(attempt, node)
         shape = core.shape(len(attempt.accounts))
+        patience = max(LEAST_S, self._settle_s * KEPT_BACK)
         for number in slices:
             if number >= len(pieces):
                 raise wire.Refused("the round has no such slice", code="malformed")
@@ -187,7 +194,7 @@ class Availability:
             try:
                 async with self._fetching:
                     holders = [node, *self._holders(node, number)]
-                    data = await self._obtain(holders, piece)
+                    data = await self._obtain(holders, piece, patience)
                 await asyncio.to_thread(intake.check_piece, body, shape, number, piece, data)
             except (intake.NotCounted, Unreachable) as error:
                 reason = getattr(error, "reason", round_state.MISSING_REVEAL)

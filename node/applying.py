@@ -48,7 +48,8 @@ is left of it. What is not here then, whole indexes have to show."""
 KEPT_BACK = 1 / 8
 """Part of ``settle_s`` after which a slice of which little comes counts as lacking; three times as
 much at the most. The coordinator then looks for half as long."""
-LEAST_S = 1.0
+LEAST_S, MORE_S = 5.0, 1.0
+"""However short that is, and for each slice when all that time is over."""
 LACKING_S = 90.0
 """Until the coordinator says whether it has got what this node lacks."""
 POLL_S = 0.5
@@ -381,7 +382,7 @@ class Applying:
         if session.holders:
             rules, began = session.manifest.config.rounds, time.monotonic()
             # All together: who gives a slice to the coordinator alone costs others one wait.
-            patience = max(LEAST_S, rules.settle_s * KEPT_BACK - known.lacked)
+            patience = max(MORE_S, max(LEAST_S, rules.settle_s * KEPT_BACK) - known.lacked)
             await self._fetch_some([*wanted.values()], patience=patience)
             lacking = [node for node, one in wanted.items() if not session.blobs.has(one.blob)]
             known.lacked += (time.monotonic() - began) * bool(lacking)
