@@ -41,9 +41,10 @@ def file_of(nodeid: str) -> str:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_real_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What coordinators keep outside of their homes goes nowhere where a person has something."""
+    """What is kept outside of homes goes nowhere where a person, or a test of before, has some."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

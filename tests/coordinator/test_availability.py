@@ -192,7 +192,7 @@ async def test_what_a_node_lacks_the_coordinator_gets_and_gives(tmp_path: Path) 
 async def test_an_attempt_ends_with_a_contribution_that_is_withheld_and_goes_on_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(availability, "FETCH_S", 3.0)
+    monkeypatch.setattr(availability, "LEAST_S", 3.0)
     async with held(tmp_path, 4) as scene:
         await shown_by_all(scene)
         await until(lambda: bool(scene.core.state.own), 60)  # it has got all of them for that
