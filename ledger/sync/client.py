@@ -16,6 +16,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from artel.ledger.entries import decode
 from artel.ledger.entries.records import Term
 from artel.ledger.fold import history
 from artel.ledger.fold.alias import read_table
@@ -175,7 +176,7 @@ def _kept(folder: Path, offer: Offer) -> Iterator[LedgerStore]:
                 _bring_up_to_date(store, offer)
                 fcntl.flock(lock, fcntl.LOCK_UN)
                 yield store
-            except CheckFailed as error:
+            except (CheckFailed, DecodeError) as error:
                 _explain_damage(folder, store, error)
                 raise
 
@@ -253,14 +254,17 @@ def _two_histories(folder: Path, shared: int) -> CheckFailed:
     )
 
 
-def _explain_damage(folder: Path, store: LedgerStore, error: CheckFailed) -> None:
+def _explain_damage(folder: Path, store: LedgerStore, error: ArtelError) -> None:
     """Was it the copy here that did not hold? Then the next call fetches it again."""
     try:
-        for _ in store.leaves():
-            pass
-    except CheckFailed:
+        for leaf in store.leaves():
+            decode(leaf)
+    except (CheckFailed, DecodeError):
         _remove(folder)
-        error.hint = f"the copy in {folder} was damaged and is removed: run the command again"
+        error.hint = (
+            f"the copy in {folder} was damaged, or of another version, and is removed: "
+            "run the command again"
+        )
 
 
 def _remove(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 
+import manifest_world
 from artel.coordinator import agreeing
 from artel.coordinator.recomputing import Recomputer
 from artel.coordinator.service import Coordinator
@@ -30,6 +31,7 @@ class Waiting:
         self.answers = {peer: asyncio.get_running_loop().create_future() for peer in members}
         self.asked: list[str] = []
         self.host, self.state_bytes = None, 1
+        self.manifest = manifest_world.manifest()
         self.changed = asyncio.Condition()
         self.told: list[round_state.Held] = []
         commitments = dict.fromkeys(members, "")

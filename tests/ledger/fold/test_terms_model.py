@@ -40,7 +40,7 @@ class Item:
     name: int
     kind: str
     size: int = 0
-    """Of the head that is recorded as certified; of a handover where it stands."""
+    """Of the head that is recorded as certified; of a handover of the newest one in its seals."""
     term: int = 0
     weights: tuple[str, ...] = ()
 
@@ -175,13 +175,13 @@ class Terms(RuleBasedStateMachine):
         self.seals.setdefault(term, {})[name] = {self.newest(node)}
 
     def newest(self, node: Elector) -> Head | None:
-        """The newest certified head that it knows: one that its log records, or that it was
-        shown."""
+        """The newest certified head that it knows: one that its log records, that the seals of its
+        handovers name, or that it was shown."""
         known = [head for head in node.seen if head[0] <= node.sealed]
         begun = 0
         for item in node.log:
             begun = max(begun, item.term)
-            if item.kind == "certified":
+            if item.kind in ("certified", "handover"):
                 head = node.log[: item.size]
                 known.append((term_of(head), head))
         return max(known, key=lambda head: (head[0], len(head[1])), default=None)
@@ -200,6 +200,7 @@ class Terms(RuleBasedStateMachine):
             claims = [self.chance.choice(list(given[n])) for n in group if n != LIAR]
             claims = [claim for claim in claims if claim is not None]
             of, base = max(claims, key=lambda head: (head[0], len(head[1])), default=(0, ()))
+            certified = len(base)
             longer = [
                 log
                 for t, logs in self.signed.items()
@@ -209,7 +210,7 @@ class Terms(RuleBasedStateMachine):
             if self.chance.random() < 0.5:
                 base = self.chance.choice(longer or [base])
             if electors_of(base).quorum(group):
-                begun = Item(self.name(), "handover", len(base), term + 1)
+                begun = Item(self.name(), "handover", certified, term + 1)
                 self.signed.setdefault(term + 1, []).append((*base, begun))
                 self.done += 1
                 return

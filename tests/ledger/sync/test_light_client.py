@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -321,8 +321,36 @@ def test_every_byte_of_what_is_kept_is_checked_when_it_is_read(
             database.execute("UPDATE entries SET packed = zeroblob(length(packed)) WHERE idx = 3")
         database.close()
         assert cli.main(["ledger", *shown]) == 1
-        assert "was damaged and is removed: run the command again" in capsys.readouterr().err
+        assert "and is removed: run the command again" in capsys.readouterr().err
         assert answer(capsys, *shown) == leaf
+
+
+class Older(entries.Dispute):
+    """Of a version of before, which this one does not read."""
+
+    KIND: ClassVar = "older"
+    kind: Literal["older"] = "older"  # type: ignore[assignment]
+
+
+def test_what_another_version_has_kept_is_removed_and_fetched_again(
+    site: Path,
+    folder_of_the_cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    past = World(**RULES)
+    fields = {"account": A.key, "contribution": "0" * 64, "reason": "doubt", "evidence": ""}
+    folder_of_the_cache.mkdir(parents=True)
+    with monkeypatch.context() as then:
+        then.setitem(entries.BODIES, "older", Older)
+        path = folder_of_the_cache / DATABASE_NAME
+        with LedgerStore.open(path, create=True, run=WORLD.run) as store:
+            store.append(past.add(past.genesis), past.sign)
+            store.append(past.add(entries.by_account(Older, A, WORLD.run, **fields)), past.sign)
+    with served(site) as url:
+        assert cli.main(["ledger", "status", "--from", url]) == 1
+        assert "or of another version, and is removed: run the" in capsys.readouterr().err
+        assert answer(capsys, "status", "--from", url)["size"] == SIZE
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
