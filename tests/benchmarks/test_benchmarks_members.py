@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark_world import called, rows_of, run
-from benchmarks.members import OTHERS, PARTS, ROUND_S, Size, reckoned, table
+from benchmarks.members_table import OTHERS, PARTS, ROUND_S, Size, reckoned, table
 from benchmarks.utilisation_crowds import HEADER_BYTES, Run, plan_of, simulate
 
 BILLION = Run(34e6, 4e9, 295.0, 147.0, 4.0)

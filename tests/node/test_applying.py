@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from artel.node import applying
-from artel.node.applying import HOLDERS, Applying
+from artel.node.applying import Applying
 from artel.node.closed_rounds import ClosedRound
+from artel.node.inputs import HOLDERS, Inputs
 from artel.node.link import Link
 from artel.protocol import assignment, messages
 from artel.protocol.errors import Unreachable
@@ -24,7 +25,7 @@ def holders(me: str, members: int) -> list[str]:
     )
     names = tuple(f"{number:04}" for number in range(members))
     closed = ClosedRound(0, 0, names, names, {}, {})
-    return Applying(session, None, 0)._holders(closed, "0001")  # type: ignore[arg-type]
+    return Inputs(session).holders(closed, "0001")  # type: ignore[arg-type]
 
 
 def test_of_many_members_some_are_asked_and_others_by_each_node() -> None:
@@ -45,7 +46,7 @@ def test_a_slice_is_asked_of_its_maker_and_of_those_who_have_it(given_to: int) -
         link=SimpleNamespace(coordinator="office"),
         holders=given_to,
     )
-    own = Applying(session, None, 0)  # type: ignore[arg-type]
+    own = Inputs(session)
     closed = ClosedRound(5, 0, names, names, {}, dict.fromkeys(names, 1))
     others = own._fetching(closed, 600)
     assert others[:2] == [
@@ -53,7 +54,7 @@ def test_a_slice_is_asked_of_its_maker_and_of_those_who_have_it(given_to: int) -
         assignment.checker(names, 5, 600),
     ]
     assert len(others) == (given_to or 2)
-    assert own._holders(closed, "0900", others) == ["0900", *others, "office"]
+    assert own.holders(closed, "0900", others) == ["0900", *others, "office"]
 
 
 async def test_those_who_wait_for_slices_ask_no_more_often_than_the_coordinator_bears(
@@ -75,7 +76,7 @@ async def test_those_who_wait_for_slices_ask_no_more_often_than_the_coordinator_
         names = tuple(f"{number:04}" for number in range(count))
         closed = ClosedRound(0, 0, names, names, {}, dict.fromkeys(names, 1))
         own = Applying(session, None, 0)  # type: ignore[arg-type]
-        own._known.indexes["0000"] = [None] * 8  # type: ignore[list-item]
+        own._known.inputs._indexes["0000"] = [None] * 8  # type: ignore[list-item]
 
         async def refresh(closed: ClosedRound = closed) -> ClosedRound:
             nonlocal looked

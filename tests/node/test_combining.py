@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from artel.node import applying
+from artel.node import applying, inputs
 from artel.node.applying import Applying
 from artel.node.closed_rounds import ClosedRound
 from artel.node.keeping import Keeping
@@ -101,7 +101,7 @@ class Scene:
         )
         self.combined: list[int] = []
         self.own = Applying(session, None, 1 << 20)  # type: ignore[arg-type]
-        self.own._known = applying._Known((ROUND, 0))
+        self.own._known = applying._Known((ROUND, 0), inputs.Inputs(session))
         weights = dict.fromkeys(self.members, 7)
         self.closed = ClosedRound(
             *(ROUND, 0, tuple(self.members), tuple(self.members)),
@@ -157,7 +157,7 @@ class Scene:
         return path
 
     async def do_my_part(self) -> None:
-        await self.own._open_indexes(self.closed, [self.me])
+        await self.own._known.inputs.open_indexes(self.closed, [self.me])
         await self.own._do_my_part(self.closed, 5.0)
         right = {number: content.content_id(self.right(number)) for number in self.mine()}
         assert self.own._known.own == right
@@ -242,7 +242,7 @@ async def test_a_member_combines_its_slices_without_the_index_of_anybody_else(sc
 async def test_whoever_sits_further_down_fetches_the_blobs_that_items_name(scene: Scene) -> None:
     """As when members before it have committed and were left out: nobody gave it these slices."""
     number = next(j for j in range(MEMBERS) if j not in scene.mine())
-    await scene.own._open_indexes(scene.closed, [scene.me])
+    await scene.own._known.inputs.open_indexes(scene.closed, [scene.me])
     blob = await scene.own._aggregate(scene.closed, number)
     assert blob == content.content_id(scene.right(number))
     assert scene.asked("get_items") == len(scene.strangers)
@@ -304,11 +304,11 @@ async def test_all_who_keep_back_what_their_items_name_take_one_wait(
     began = time.monotonic()
     await scene.do_my_part()
     took = time.monotonic() - began
-    wait = SETTLE_S * applying.HINTED / 2
+    wait = SETTLE_S * inputs.HINTED / 2
     assert wait < took < wait + swarm.SLOW_S + 3.0, "makers keep their indexes back as well"
     assert scene.fetched() == {liar for liar, _ in lying}
     assert not scene.blamed()
-    assert scene.own._known.waited < SETTLE_S * applying.HINTED
+    assert scene.own._known.inputs.waited < SETTLE_S * inputs.HINTED
 
 
 async def test_all_false_headers_are_found_before_anything_is_combined(scene: Scene) -> None:
@@ -378,7 +378,7 @@ async def test_who_keeps_slices_back_in_silence_is_named_while_the_round_has_tim
     began = time.monotonic()
     with pytest.raises(Unreachable):
         await scene.do_my_part()
-    assert time.monotonic() - began < 2 * applying.LEAST_S + 3.0, "it looks twice"
+    assert time.monotonic() - began < 2 * inputs.LEAST_S + 3.0, "it looks twice"
     assert {said.node for said in scene.blamed()} == {bad}
 
 
