@@ -119,6 +119,10 @@ def refusal(rules: RoundRules, state: RunState, event: Event) -> Refuse | None:
             return Refuse("stale", f"the state of round {state.round} is not being agreed on now")
         if not state.accused <= event.accused:
             return Refuse("stale", "a slice has been called wrong meanwhile: look again")
+        # Else whoever lies could take it back just before the coordinator knows what is right.
+        vote = Vote(event.root, event.wrong)
+        if state.votes.get(event.peer, vote) != vote:
+            return Refuse("duplicate", "this node has signed another state of this attempt already")
         return None
     if event.attempt != state.attempt:
         return Refuse("stale", f"attempt {event.attempt} of round {event.round} is over")

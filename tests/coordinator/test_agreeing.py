@@ -25,7 +25,7 @@ from artel.protocol.net.blobs import BlobStore
 from artel.protocol.state import State, read_state, state_root, write_state
 from artel.protocol.tasks import within
 from delivery_world import Holder, acquainted
-from desk_world import FP32, Office, run_of
+from desk_world import FP32, Office, refused, run_of
 from host_world import until
 from scene_world import Scene, children, scene_of
 
@@ -227,6 +227,8 @@ async def test_a_lie_from_outside_costs_who_told_it_and_nobody_else(tmp_path: Pa
         await liar.sign_state("ab" * 32)
         for member in inside:
             await member.sign_state(scene.give(member, right))
+        await until(lambda: bool(children()), 30)
+        assert await refused(liar.sign_state(scene.give(liar, right))) == "duplicate"
         await scene.over()
         (agreed,) = scene.office.bodies("state_agreed")
         grounds = agreed.root, agreed.rests_on, agreed.outside

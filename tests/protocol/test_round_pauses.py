@@ -88,7 +88,8 @@ class Swarm:
         elif task == "reveal" and kind != "unrevealing":
             self.feed(round_state.Revealed(now, peer, *place, ""))
         elif task == "apply" and kind != "unsigned":
-            wrong = {"dissent": f"by {peer}", "conspires": "by us"}.get(kind)
+            own = f"by {peer}"
+            wrong = {"dissent": own, "takes back": own, "conspires": "by us"}.get(kind)
             self.roots[peer] = wrong or f"r{state.round + 1}"
             self.feed(round_state.StateSigned(now, peer, *place, self.roots[peer]))
 
@@ -371,6 +372,44 @@ class Owned(Swarm):
     def act(self, peer: str, kind: str) -> None:
         bad = peer.split(".")[0] in self.bad and peer not in self.state.pauses
         super().act(peer, self.kind if bad else kind)
+
+
+class Checked(Owned):
+    """The coordinator needs three seconds less than a round has to compute a state, where it owes
+    that. Who ``takes back`` signs a root of its own, and in the last of these the others'."""
+
+    owed = computed = 0
+
+    def act(self, peer: str, kind: str) -> None:
+        state = self.state
+        if kind != "good" or state.phase is not Phase.APPLYING or self.now > state.since + 2:
+            super().act(peer, kind)  # others sign first
+
+    def second(self) -> None:
+        super().second()
+        place, right = (self.state.round, self.state.attempt), f"r{self.state.round + 1}"
+        self.feed(round_state.Held(self.now, "", *place, right, True))
+        owes = self.state.phase is Phase.APPLYING and self.state.owes_root
+        self.owed = self.owed + 1 if owes else 0
+        self.computed += self.owed == 1
+        if self.owed == self.rules.settle - 3:
+            for peer in (p for p, kind in self.kinds.items() if kind == "takes back"):
+                self.feed(round_state.StateSigned(self.now, peer, *place, right))
+            self.feed(round_state.Recomputed(self.now, *place, right))
+
+
+@pytest.mark.parametrize("kind", ["dissent", "takes back"])
+def test_who_has_a_state_computed_sits_out_whether_it_takes_back_what_it_signed_or_not(
+    kind: str,
+) -> None:
+    """While it could be taken back all rounds waited for the coordinator; nobody was struck."""
+    swarm = Checked(dict.fromkeys("hijk", 100), {})
+    swarm.rules = replace(swarm.rules, checked=True)
+    swarm.kinds["k.0"] = kind
+    swarm.rounds(40)
+    swarm.honest_roots()
+    assert set(swarm.attempts.values()) == {1}
+    assert swarm.computed == 7, "in rounds 0, 1, 3, 6, 11, 20 and 37"
 
 
 def slowed(swarm: Owned, count: int) -> float:

@@ -714,6 +714,22 @@ def test_a_majority_is_not_enough_where_somebody_with_standing_inside_signed_ano
     assert {*state.pauses} == {C}
 
 
+def test_what_was_signed_cannot_be_taken_back_before_it_is_known_to_be_wrong() -> None:
+    state = agreeing(A, B, C, D, weights=EVEN | {D: 2}, decide=True, outside="E")
+    for other in (A, "E"):
+        lied, _ = look(state, *signed("bad", other), *signed("r1", *{A, B, C, D} - {other}))
+        lied, _ = look(lied, Held(4, B, 0, 0, "r1", True))
+        assert lied.owes_root
+        for again in (StateSigned(5, other, 0, 0, "r1"), StateSigned(5, other, 0, 0, "bad", (1,))):
+            after, (refused,) = look(lied, again)
+            assert isinstance(refused, Refuse)
+            assert after == lied
+        assert look(lied, *signed("bad", other))[1] == [], "the same once more, where it got lost"
+        lied, actions = look(lied, Recomputed(6, 0, 0, "r1"))
+        assert isinstance(actions[0], AgreeState)
+        assert {p: pause.reason for p, pause in lied.pauses.items()} == {other: round_state.DISSENT}
+
+
 def test_a_word_without_standing_does_not_call_the_coordinator() -> None:
     state = agreeing(A, B, C, weights={A: 1, B: 1, C: 0}, decide=True)
     state, _ = look(state, *signed("bad", C), *signed("r1", A, B))
