@@ -244,12 +244,15 @@ def status(
     :param home: its home, when on this machine
     :param as_json: print the API's answer
     """
+    from artel.ledger.store.keyfiles import require_home_of, status_of
     from artel.protocol.net.http import announced_in, fetch_object
 
     if url is not None and home is not None:
         raise UsageError("either --url or --home", "leave one of them out")
     if home is not None:
-        url = announced_in(expanded(home), "coordinator")
+        home = expanded(home)
+        require_home_of("coordinator", home, status_of("node", home))
+        url = announced_in(home, "coordinator")
     url = (url or f"http://{DEFAULT_HTTP}").rstrip("/")
     if not re.fullmatch(r"https?://[!-~]+", url):
         raise UsageError(f"{url!r} is no http address", "write it like http://127.0.0.1:8080")

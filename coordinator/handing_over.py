@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from artel.ledger.store.keyfiles import require_home_of
 from artel.protocol import files
 from artel.protocol.errors import CheckFailed, Unreachable, UsageError
 from artel.protocol.identity import in_use
@@ -45,11 +46,8 @@ def hand_over(home: Path, patience: float = PATIENCE_S) -> dict[str, Any]:
     :raises Unreachable: none runs there (any more), or nobody has led in time
     :raises KeyboardInterrupt: it was given up; says what becomes of what was asked
     """
+    require_home_of("coordinator", home, "name that of the one that leads: --home DIR")
     before = _status(home)
-    if "role" not in before:
-        raise UsageError(
-            f"{home} is not the home of a coordinator", "name that of the one that leads"
-        )
     if before["role"] != "leader":
         raise UsageError(
             f"the coordinator in {home} stands by; term {before.get('term')} is another one's",

@@ -240,7 +240,8 @@ async def _serve(options: Options, http: socket.socket) -> int:
             _say(f"left with {daemon.credit():,} credit, vested and pending")
             return EXIT_OK
     except asyncio.CancelledError:
-        _say("left at once; a round that was not finished gives no credit")
+        had = "a round that was not finished gives no credit"
+        _say(f"left at once; {had if running else 'it had not joined the run yet'}")
         return EXIT_INTERRUPTED
 
 

@@ -15,6 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from artel.ledger.fold import history
+from artel.ledger.store.keyfiles import require_home_of
 from artel.ledger.store.reader import LedgerReader
 from artel.protocol.errors import UsageError
 from artel.protocol.manifest import Manifest, read_manifest
@@ -38,9 +39,10 @@ class Newest:
 def newest(home: Path) -> Iterator[Newest]:
     """Find it and keep it open for as long as the block lasts.
 
-    :raises UsageError: the home has not joined a run, or holds no agreed state
+    :raises UsageError: the home is a coordinator's, has not joined a run, or holds no agreed state
     :raises ResourceError: the home cannot be read
     """
+    require_home_of("node", home, "name the home of a node of the run: --home DIR")
     path, blobs = home / "manifest.json", home / "blobs"
     if not path.exists():
         raise UsageError(f"{home} has not joined a run", "check --home")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from artel.ledger.fold.shares import share_of
+from artel.ledger.store.keyfiles import require_home_of, status_of
 from artel.ledger.web import exposition
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
@@ -76,8 +77,10 @@ async def site_of(session: Session) -> LedgerSite:
 def read(home: Path) -> dict[str, Any]:
     """The status of the node that runs in ``home``, with the address of its ``page``.
 
+    :raises UsageError: it is a coordinator's home
     :raises Unreachable: none does
     """
+    require_home_of("node", home, status_of("coordinator", home))
     page = announced_in(home, "node")
     return fetch_object(f"{page}/api/v1/status") | {"page": page}
 

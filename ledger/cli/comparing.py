@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from artel.ledger.cli.meant import quote
 from artel.ledger.cli.opening import DEFAULT_HOME, Home
 from artel.protocol.commandline import AsJson, File, RunId, Table, show
-from artel.protocol.errors import EXIT_FAILED, EXIT_OK
+from artel.protocol.errors import EXIT_FAILED, EXIT_OK, UsageError
 from artel.protocol.paths import expanded
 from artel.protocol.terminal import printable
 
@@ -46,7 +46,13 @@ def compare(
     from artel.ledger.sync.export import write_file
     from artel.ledger.sync.offline import write_evidence
 
-    targets = [target, *(others or [str(expanded(home))])]
+    own = expanded(home)
+    if not others and not own.exists():
+        raise UsageError(
+            "name two or more targets, or a --home",
+            f"with one, the home is the other, and there is no {own}",
+        )
+    targets = [target, *(others or [str(own)])]
     found = compare(targets, run)
     finding, heads = found.finding, found.heads
     facts: dict[str, Any] = {

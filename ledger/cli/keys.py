@@ -47,6 +47,8 @@ def new(
 
     home = expanded(home)
     path = key_path(file, home)
+    # A key of an account would make it the home of a node, in which its coordinator never starts.
+    keyfiles.require_home_of("node", path.parent, "an account is that of a node: --home DIR")
     with keyfiles.locked(path.parent):
         made = not (recovery and path.exists())
         # An account key that is there already, as `artel node start` makes one, gets its

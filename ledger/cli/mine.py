@@ -38,8 +38,11 @@ def me(
     :param limit: list the last N contributions, 0 for all
     """
     from artel.ledger.fold import claims as own
+    from artel.ledger.store.keyfiles import require_home_of
 
     home, named = ledger.folder, bool(account)
+    if not named:
+        require_home_of("node", home, "name the home of a node, or an account: --account KEY")
     with ledger.opened() as view:
         if not view.log.size:
             raise CheckFailed("the ledger is still empty", "the coordinator has not begun it yet")

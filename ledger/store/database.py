@@ -154,7 +154,8 @@ def require_format(path: Path, connection: sqlite3.Connection, tables: Sequence[
     if found != {text for text in tables if text.startswith("CREATE")}:
         raise OtherFormat(
             f"{path} is in another format than the one that this program reads and writes",
-            "use the program that made it, or fetch the ledger again into a new --home",
+            "use the program that made it, or fetch the ledger again into a new --home; a "
+            "coordinator: with its node.key in it",
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,18 +36,25 @@ _MARKS = {
 """Files that only homes of these programs have. Each has a node.key, of its own."""
 
 
-def require_home_of(program: str, home: Path) -> None:
-    """Refuse a home of the other program, whose key would then have two parts in a run.
+def require_home_of(program: str, home: Path, instead: str = "") -> None:
+    """Refuse a home of the other program: its key would then have two parts in a run, and what is
+    asked of this one is not there.
 
     :param program: "node" or "coordinator"
+    :param instead: what a person can do; otherwise the program gets a folder of its own
     :raises UsageError: it is one
     """
     for other, marks in _MARKS.items():
         if other != program and any((home / mark).exists() for mark in marks):
             raise UsageError(
                 f"{home} is the home of a {other}, not of a {program}",
-                f"give the {program} a folder of its own: --home DIR",
+                instead or f"give the {program} a folder of its own: --home DIR",
             )
+
+
+def status_of(program: str, home: Path) -> str:
+    """The command that shows what the program of a home does."""
+    return f"artel {program} status --home {shlex.quote(str(home))}"
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -307,7 +307,8 @@ def bind(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
         family, _, _, _, where = found[0]
         return socket.create_server(where[:2], family=family, backlog=BACKLOG)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        # Python's own words of an address follow those of the system.
+        reason = (error.strerror or str(error)).partition(" (while ")[0].lower()
         raise ResourceError(
             f"cannot serve the page on {host}:{port}: {reason}",
             "choose another address with --http HOST:PORT; port 0 takes a free one",

@@ -6,6 +6,7 @@ import asyncio
 import http.server
 import json
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,7 +34,6 @@ from artel.protocol.errors import (
     EXIT_USAGE,
     CheckFailed,
     Unreachable,
-    UsageError,
 )
 from artel.protocol.identity import HomeLock, load_or_create
 from artel.protocol.invite import Invite
@@ -164,6 +164,7 @@ def test_a_port_in_use_is_refused(
     assert code == EXIT_RESOURCE
     assert options[option] in said
     assert option in said
+    assert "in use\n" in said, "and nothing of Python's"
 
 
 @pytest.mark.parametrize("target", ["nowhere", "artel1.eyJwZWVycyI6WyIv", "/"])
@@ -247,6 +248,41 @@ def test_a_node_takes_no_part_in_the_home_of_a_coordinator(
     assert cli.main(["node", "start", "--home", str(tmp_path)]) == EXIT_USAGE
     assert f"{tmp_path} is the home of a coordinator, not of a node" in capsys.readouterr().err
     assert not (tmp_path / "account.key").exists()
+
+
+MARKS = {"node": ("manifest.json", "account.key"), "coordinator": ("run/manifest.json",)}
+
+
+@pytest.mark.parametrize(
+    ("of", "words", "hint"),
+    [
+        ("coordinator", "node status", "artel coordinator status --home HOME"),
+        ("coordinator", "node sample", "the home of a node"),
+        ("coordinator", "node export OUT", "the home of a node"),
+        ("coordinator", "ledger me", "the home of a node"),
+        ("coordinator", "ledger key new", "an account is that of a node"),
+        ("node", "coordinator status", "artel node status --home HOME"),
+        ("node", "coordinator handover", "that of the one that leads"),
+    ],
+)
+def test_what_is_asked_of_the_other_programs_home_is_refused_with_what_to_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], of: str, words: str, hint: str
+) -> None:
+    other = words.split()[0].replace("ledger", "node")
+    with serving(b'{"phase": "training"}') as url:  # its page answers, as that of a program does
+        home = home_at(tmp_path, url)
+        for mark in MARKS[of]:
+            (home / mark).parent.mkdir(exist_ok=True)
+            (home / mark).touch()
+        before = sorted(home.rglob("*"))
+        line = words.replace("OUT", str(tmp_path / "out")).split()
+        assert cli.main([*line, "--home", str(home)]) == EXIT_USAGE
+        assert sorted(home.rglob("*")) == before
+    said = capsys.readouterr().err
+    assert f"error: {home} is the home of a {of}, not of a {other}\n  → " in said
+    assert hint.replace("HOME", shlex.quote(str(home))) in said
+    assert said.count("\n") == 2
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("command", ["key", "handover", "status", "start", "standby"])
@@ -389,14 +425,6 @@ def test_who_gives_up_is_told_what_becomes_of_the_request(
             lock.release()
     assert errors.startswith(said)
     assert errors.count("\n") == 1
-    assert not (home / REQUEST_FILE).exists()
-
-
-def test_the_home_of_a_node_is_called_none_of_a_coordinator(tmp_path: Path) -> None:
-    with serving(json.dumps({"phase": "training"}).encode()) as url:
-        home = home_at(tmp_path, url)
-        with pytest.raises(UsageError, match="is not the home of a coordinator"):
-            hand_over(home)
     assert not (home / REQUEST_FILE).exists()
 
 

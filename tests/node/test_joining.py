@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -19,8 +21,9 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.node import join as joining
 from artel.node import preflight
 from artel.node.supervisor import MAX_RESTARTS
-from artel.protocol import identity
+from artel.protocol import identity, tether
 from artel.protocol.errors import (
+    EXIT_INTERRUPTED,
     EXIT_RESOURCE,
     EXIT_UNREACHABLE,
     DecodeError,
@@ -84,6 +87,22 @@ async def test_a_node_that_starts_before_its_coordinator_finds_it_later(tmp_path
         assert any("waiting" in line for line in said)
         assert not any("minutes" in line for line in said)
         assert "Traceback" not in log.read_text()
+
+
+async def test_a_node_that_ends_before_it_has_joined_says_so(tmp_path: Path) -> None:
+    invite = Invite("0" * 64, (f"{LOOPBACK[:-1]}1/p2p/{named('nobody').peer_id}",))
+    words = ("node", "start", "--join", invite.encode(), "--home", str(tmp_path / "home"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "artel", *words, "--listen", LOOPBACK),
+        stdout=asyncio.subprocess.PIPE,
+        env=tether.environment(),
+    )
+    assert process.stdout is not None
+    assert (await asyncio.wait_for(process.stdout.readline(), 60)).startswith(b"node ")
+    process.send_signal(signal.SIGINT)
+    shown, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert shown.decode().splitlines()[-1] == "left at once; it had not joined the run yet"
 
 
 async def test_a_run_that_was_never_reached_is_given_up_after_a_stated_time(tmp_path: Path) -> None:

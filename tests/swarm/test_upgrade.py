@@ -81,7 +81,8 @@ def test_a_home_of_the_version_before_is_refused_in_one_clear_line_and_stays_as_
     # The ledger's file says so, or the manifest, whichever is read first.
     assert re.search(
         r"(error:|FAIL) .*sqlite3 is in another format than the one that this program reads and "
-        r"writes\n[^→]*→ use the program that made it, or fetch the ledger again into a new --home|"
+        r"writes\n[^→]*→ use the program that made it, or fetch the ledger again into a new "
+        r"--home; a coordinator: with its node\.key in it\n|"
         r"error: the manifest .*\n  → another version of Artel made it: use that version",
         said,
     ), said

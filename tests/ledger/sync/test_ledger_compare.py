@@ -18,7 +18,7 @@ from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.sync.offline import verify_evidence
 from artel.ledger.sync.source import CERTIFIED_PATH
 from artel.ledger.tlog.checkpoint import parse_checkpoint, sign_checkpoint
-from artel.protocol.errors import CheckFailed
+from artel.protocol.errors import CheckFailed, UsageError
 from client_world import served, write_tiles
 from command_world import group
 from ledger_world import World
@@ -288,3 +288,13 @@ def test_every_head_that_a_home_has_seen_is_compared(
     other = write_tiles(member, tmp_path / "other")
     assert main(["compare", str(member), str(other)]) == 1
     assert convicted(world) == (OLDER + 3, OLDER + 3)
+
+
+def test_one_target_is_compared_with_the_home_if_there_is_one(
+    member: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = str(write_tiles(member, tmp_path / "one"))
+    with pytest.raises(UsageError, match="name two or more targets"):
+        main(["compare", one, "--home", str(tmp_path / "nothing")])
+    assert main(["compare", one, "--home", str(member)]) == 0
+    assert "2 holders show one history" in capsys.readouterr().out
