@@ -650,22 +650,29 @@ class Fold:
             weights = {p: 1 for name, p in names.items() if not self.accounts[name].barred}
         heaviest = sorted((p for p in weights if weights[p]), key=lambda p: (-weights[p], p))
         chosen = {peer: weights[peer] for peer in heaviest[:48]}
-        stretch = self.round // -(-self.fame // 16)
-        last = self.electors[-1] if self.electors else None
-        grows = (
-            last and not by_standing and len(last.weights) < 3 and set(last.weights) < set(chosen)
-        )
-        within = last and last.stretch >= stretch and last.by_standing == by_standing
-        if not chosen or (within and not grows):
+        length = -(-self.fame // 16)
+        stretch, until = self.round // length, -(-self.round // length)
+        new = Record(since=self.index, stretch=until, weights=chosen, by_standing=by_standing)
+        if not chosen:
             return
-        stretch += bool(within and len(chosen) >= 3)
-        new = Record(since=self.index, stretch=stretch, weights=chosen, by_standing=by_standing)
-        if last and (last.weights, last.by_standing) == (chosen, by_standing):
+        if not self.electors:
+            new.stretch, self.electors = stretch, [new]
+            return
+        *former, last = self.electors
+        few = not by_standing and not last.by_standing and len(last.weights) < 3
+        asked = {peer for one in former for peer in one.weights}
+        grows = few and asked <= set(last.weights) < set(chosen)
+        flips = last.by_standing != by_standing and not former
+        if last.stretch >= stretch and not grows and not flips:
+            return
+        if (last.weights, last.by_standing) == (chosen, by_standing):
             last.stretch = stretch
-            former = [one for one in self.electors[:-1] if stretch - one.stretch < 3]
-            self.electors = [*former, last]
-        else:
-            self.electors = [*self.electors[-1:], new]
+            self.electors = [*(one for one in former if stretch - one.stretch < 3), last]
+            return
+        if grows and len(chosen) < 3:
+            new.stretch = stretch
+        last.stretch = new.stretch - 1
+        self.electors = [last, new]
 
     def quorum(self, peers: Iterable[str], sets: list[Any]) -> bool:
         there = {p for p in peers if p in self.nodes and key_of(p) not in self.convicted}

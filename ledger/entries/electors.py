@@ -4,14 +4,14 @@ They are fixed for a stretch of rounds, so that all who look at one head count t
 they change, both the former and the new ones have to agree until the change is final by both; so
 any quorum that seals a term has a node that holds the certificate of all that is final (joint
 consensus: Ongaro, Consensus, 2014, section 4.3). Former ones that are gone would hold the run up
-for ever: with the next change, or without one two stretches later, nobody asks them any more,
-agreed or not.
+for ever: after a whole stretch, with the next change, or without one after two, nobody asks them
+any more, agreed or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 MOST = 48
 """Electors at a time: what they sign is stored for ever, and asked for in seconds. A note has room
@@ -29,7 +29,7 @@ class Electorate:
     since: int
     """Index of the entry that it follows from; it counts for heads that cover that entry."""
     stretch: int
-    """Of rounds (:func:`.standing.stretch`), to whose end it counts."""
+    """Of rounds (:func:`.standing.stretch_of`), to whose end nobody takes its place."""
     weights: dict[str, int]
     """Node to what its word weighs."""
     by_standing: bool
@@ -63,29 +63,48 @@ class Electors:
         """Node to weight, of the present ones; empty before the first state."""
         return self.sets[-1].weights if self.sets else {}
 
-    def choose(self, since: int, stretch: int, weights: Mapping[str, int], by: bool) -> None:
+    def choose(
+        self, since: int, round: int, length: int, weights: Mapping[str, int], by: bool
+    ) -> None:
         """Let these be the electors from here on, if it is time; the former stay beside them.
 
+        :param round: number of the state that they follow from
+        :param length: rounds of a stretch (:func:`.standing.stretch_of`)
         :param weights: node to weight; the heaviest :data:`MOST` are taken, of equal ones the first
         :param by: whether the weights are of standing
         """
         last = self.sets[-1] if self.sets else None
         most = sorted(weights, key=lambda node: (-weights[node], node))[:MOST]
         chosen = {node: weights[node] for node in sorted(most)}
-        if last and last.stretch >= stretch and last.by_standing == by:
-            # Of fewer than three voices all are needed, and all of the set before are among them:
-            # what that would have to agree to, this one has agreed to, so that can be dropped.
-            grows = not by and len(last.weights) < FEW and last.weights.keys() < chosen.keys()
-            if not grows:
-                return
-            stretch += len(chosen) >= FEW  # a whole one for the former to agree
-        elif not chosen:
+        if not chosen:
             return
-        if last and last.weights == chosen and last.by_standing == by:
-            former = [each for each in self.sets[:-1] if stretch - each.stretch < GONE]
-            self.sets = [*former, Electorate(last.since, stretch, chosen, by)]
+        stretch, until = round // length, -(-round // length)
+        if last:
+            grows = self._grows(chosen, by)
+            # Who was asked before ``last`` is asked no more from here on.
+            early = grows or (last.by_standing != by and len(self.sets) == 1)
+            if last.stretch >= stretch and not early:
+                return
+            if last.weights == chosen and last.by_standing == by:
+                former = [each for each in self.sets[:-1] if stretch - each.stretch < GONE]
+                self.sets = [*former, replace(last, stretch=stretch)]
+                return
+            # The former have a whole stretch to agree, so one that comes late in a stretch lasts
+            # to the end of the next; of few voices all agree at once, so they may give way sooner.
+            if grows and len(chosen) < FEW:
+                until = stretch
+            self.sets = [replace(last, stretch=until - 1), Electorate(since, until, chosen, by)]
         else:
-            self.sets = [*self.sets[-1:], Electorate(since, stretch, chosen, by)]
+            self.sets = [Electorate(since, stretch, chosen, by)]
+
+    def _grows(self, chosen: Mapping[str, int], by: bool) -> bool:
+        """Whether a set of few voices becomes a larger one. Of so few all are needed: what those
+        who were asked before them have to agree to, they have agreed to, if these are among them.
+        Else these are asked for as long as of any other change."""
+        *former, last = self.sets
+        few = not by and not last.by_standing and len(last.weights) < FEW
+        within = all(each.weights.keys() <= last.weights.keys() for each in former)
+        return few and within and last.weights.keys() < chosen.keys()
 
     def quorum(self, nodes: Collection[str], size: int | None = None) -> bool:
         """Whether these nodes can certify a head of ``size`` entries, or without a size seal a

@@ -131,8 +131,9 @@ class StateAgreed(Body):
             state.standing.fade(state.round, state.founded.trust.standing_rounds)
             told, lost = audits.begin(state, attempt, before)
             vested = vest_due(state, state.round)
-            stretch = state.round // stretch_of(state.founded.trust.standing_rounds)
-            state.electors.choose(state.size, stretch, *_candidates(state, attempt.accepted))
+            length = stretch_of(state.founded.trust.standing_rounds)
+            chosen, by = _candidates(state, attempt.accepted)
+            state.electors.choose(state.size, state.round, length, chosen, by)
             remember(state, attempt, self.signatures, self.rests_on)
             notes = {"agreeing": len(agreeing)} | told | lost.notes
             gone = lost.credits

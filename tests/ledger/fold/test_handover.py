@@ -8,12 +8,10 @@ import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import evidence
-from artel.ledger.entries.electors import MOST, Electors
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.handover import Sealed, candidate, handover, open_seal, seal
 from artel.ledger.entries.records import Term
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
-from artel.ledger.tlog.note import MAX_SIGNATURE_LINES
 from artel.protocol import dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError
@@ -235,87 +233,3 @@ def test_what_later_electors_certify_is_final_only_when_former_ones_hold_the_cer
     state = witnessed(a, b, d)
     assert (state.final, len(state.electors.sets)) == (size, 1)
     assert witnessed(d).final == size + 2
-
-
-# --- who the electors are -------------------------------------------------------------------------
-
-
-def electors(*sets: dict[str, int], by: bool = True) -> Electors:
-    """Chosen one after the other, by entries 10, 20 and so on."""
-    found = Electors()
-    for number, weights in enumerate(sets, 1):
-        found.choose(10 * number, number, weights, by)
-    return found
-
-
-def test_by_standing_more_than_two_thirds_are_a_quorum_and_else_more_than_half() -> None:
-    weights = {"a": 4, "b": 3, "c": 2}
-    assert electors(weights).quorum("ab")
-    assert not electors(weights).quorum("ac")
-    assert electors(weights, by=False).quorum("ac")
-    assert not electors(weights, by=False).quorum("a")
-
-
-def test_former_electors_have_to_agree_until_a_quorum_of_them_knows_that_others_follow() -> None:
-    found = electors({"a": 1, "b": 1}, {"c": 1})
-    assert found.quorum("abc")
-    assert not found.quorum("c")
-    assert found.quorum("ab", size=20)  # the change is entry 20: not covered
-    assert not found.quorum("ab", size=21)
-    found.certify(25, 20)
-    assert not found.quorum("c")
-    # Both certify the change. That the other one has, a node knows once it holds the record.
-    found.certify(30, 21)
-    assert not found.quorum("c")
-    found.certify(40, 30)
-    assert not found.quorum("c")
-    found.certify(50, 31)
-    assert found.quorum("c")
-    assert not found.quorum("ab")
-
-
-def test_those_who_never_agreed_are_dropped_at_the_change_after() -> None:
-    found = electors({"a": 1}, {"b": 1}, {"c": 1})
-    assert found.quorum("bc")
-    assert not found.quorum("c")
-
-
-def test_nobody_new_changes_nothing_and_a_stretch_has_one_choice() -> None:
-    found = electors({"a": 1}, {"a": 1})
-    assert [each.since for each in found.sets] == [10]
-    found.choose(30, 2, {"z": 1}, True)
-    assert found.quorum("a")
-    found.choose(30, 2, {"z": 1}, False)  # the run rests on others now
-    assert not found.quorum("a")
-
-
-def test_a_set_of_one_or_two_voices_grows_within_its_stretch() -> None:
-    found = Electors()
-    for since, there in ((10, "a"), (20, "bc"), (30, "ab"), (40, "b"), (50, "abcd"), (60, "abcde")):
-        found.choose(since, 1, dict.fromkeys(there, 1), False)
-    # Neither without all who are there, nor once three are.
-    assert [(each.since, *each.weights) for each in found.sets] == [(30, *"ab"), (50, *"abcd")]
-    assert found.quorum("abc")
-    assert not found.quorum("bcd"), "the former ones have to agree"
-    found.choose(65, 2, dict.fromkeys("cd", 1), False)
-    assert not found.quorum("bcd"), "for a whole stretch"
-    found.choose(70, 2, dict.fromkeys("abcd", 2), True)
-    found.choose(80, 2, dict.fromkeys("abcdef", 1), True)
-    assert found.sets[-1].since == 70, "by standing weights are what counts, not heads"
-
-
-def test_one_that_came_for_a_round_and_went_holds_nobody_up_for_ever() -> None:
-    """Where the others stay the same nothing changed once more, and it was asked for ever."""
-    found = Electors()
-    for number in range(130):
-        there = {0: "a", 1: "ab"}.get(number, "acd")
-        found.choose(number, number // 32, dict.fromkeys(there, 1), False)
-        assert found.quorum("acd") == (number < 1 or number >= 96)
-
-
-def test_the_heaviest_are_taken() -> None:
-    weights = {f"{number:03}": 1 + number % 7 for number in range(3 * MOST)}
-    chosen = electors(weights).present
-    assert len(chosen) == MOST
-    assert 2 * MOST < MAX_SIGNATURE_LINES, "a note holds what two sets and the leader sign"
-    assert min(chosen.values()) >= max(weights[n] for n in weights if n not in chosen)

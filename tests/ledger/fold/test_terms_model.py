@@ -53,10 +53,10 @@ Head = tuple[int, Log]
 def electors_of(log: Log) -> Electors:
     """As the fold has them after these entries; the first are there from the beginning."""
     found = Electors()
-    found.choose(-1, 0, dict.fromkeys(NODES, 1), True)
+    found.choose(-1, 0, 1, dict.fromkeys(NODES, 1), True)
     for index, item in enumerate(log):
         if item.kind == "electors":
-            found.choose(index, index + 1, dict.fromkeys(item.weights, 1), True)
+            found.choose(index, index + 1, 1, dict.fromkeys(item.weights, 1), True)
         elif item.kind == "certified":
             found.certify(index, item.size)
     return found
