@@ -10,16 +10,22 @@ each, more time, and no such while: what they say is waited for.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import TooMuch
 from artel.protocol.errors import ArtelError, Unreachable
+
+if TYPE_CHECKING:
+    from artel.ledger.fold.shares import FoldState
+    from artel.ledger.sync.signed_tree import SignedHead
 
 LOOK_S = 5.0
 LOOK_BYTES = 8 << 20
@@ -34,8 +40,63 @@ REST = 4.0
 """Who wasted so many seconds is left alone for so many times as long, the first time."""
 REST_S, MOST_REST_S = 1.0, 600.0
 KEPT = 1024
+TURN_S, PACE = 5.0, 256
+"""Once others wait, who gives fewer entries a second behind the first seconds gives way. What this
+machine itself needs for them does not count, but of a ledger that may be made up."""
 
 Result = TypeVar("Result")
+
+
+@dataclass
+class Taking:
+    """A verified head that a source shows, what was here when it was asked for, and how it is taken
+    over: all of it, or nothing."""
+
+    more: int
+    """How many times as much as others the source has: what its line cannot give in one turn, it
+    may in a longer one."""
+    head: SignedHead | None = None
+    start: int = 0
+    term: int = 0
+    proven: bool = False
+    """Who leads its term is known here, or was sealed by electors that are."""
+    bytes: float = math.inf
+    """That may come in of it before it is proven, each time that more of it is."""
+    sure: tuple[int, int] = (0, 0)
+    """The term that it is proven to have come to, and how much of it is final."""
+    known: int = 0
+    """How many entries it had then."""
+    taken: int = 0
+    """Entries of it that came in."""
+    doubted: float = math.inf
+    """Since when (steady seconds) what comes in is not proven."""
+
+    def took(self, *_: int) -> None:
+        self.taken += 1
+        self.doubted = min(self.doubted, time.monotonic())
+
+    def folded(self, source: PeerSource, state: FoldState) -> None:
+        """Bound what may come in by what the fold has found in it: a made-up ledger can begin as
+        the true one, with handovers that are, but nothing behind that becomes final."""
+        if self.proven or self.head is None:
+            return
+        sure = state.term.number, state.final
+        self.proven = sure[0] == self.head.term
+        if self.proven or sure > self.sure:
+            self.sure, self.known, self.doubted = sure, state.size, math.inf
+            source.limit(bytes=math.inf if self.proven else self.bytes)
+        elif state.size <= self.start:  # what is here, folded once more
+            self.doubted = math.inf
+
+    def late(self, seconds: float) -> bool:
+        """Whether it has to give way when somebody else waits.
+
+        :param seconds: that it has taken
+        """
+        if not self.proven and time.monotonic() - self.doubted > self.more * TURN_S:
+            return True
+        came = self.taken if self.proven else max(0, self.known - self.start)
+        return seconds > self.more * TURN_S + self.more**2 * came / PACE
 
 
 class Looks:

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from artel.ledger.store.published import LostEntries, read_checkpoint_file, term
 from artel.ledger.store.store import CHECKPOINT_NAME, LedgerStore
 from artel.ledger.sync import fork, leadership
 from artel.ledger.sync.fork import SplitViewProven
-from artel.ledger.sync.looks import LOOK_BYTES, TRUSTED, Looks
+from artel.ledger.sync.looks import LOOK_BYTES, LOOK_S, TRUSTED, Looks, Taking
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.signed_tree import (
     SignedHead,
@@ -54,55 +54,14 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60.0
 """In which one more entry has to come."""
-TURN_S, PACE = 5.0, 256
-"""Once others wait, who gives fewer entries a second behind the first seconds gives way. What this
-machine itself needs for them does not count, but of a ledger that may be made up."""
 UNPROVEN_BYTES = 256 << 20
 """Of a ledger of a later term, for a copy that holds nothing: so much may come in before more of it
-is final, by the electors that it has then, or the term has begun."""
+is final, by the electors that it has then, or another term has begun."""
 WATCH_S = 0.2
 """Between two looks at whether somebody is slow."""
 MOST_LOST = 4096
 """Entries at the end of a copy among which those of its owner are looked for before they may be
 given up; nothing that is final is."""
-
-
-@dataclass
-class _Offer:
-    """A verified head that a source shows, what was here when it was asked for, and how it is taken
-    over: all of it, or nothing."""
-
-    more: int
-    """How many times as much as others the source has: what its line cannot give in one turn, it
-    may in a longer one."""
-    head: SignedHead | None = None
-    start: int = 0
-    term: int = 0
-    proven: bool = False
-    """Who leads its term is known here, or was sealed by electors that are."""
-    bytes: float = math.inf
-    """That may come in of it before it is proven, each time that more of it is final."""
-    final: int = 0
-    taken: int = 0
-    """Entries of it that came in."""
-
-    def took(self, *_: int) -> None:
-        self.taken += 1
-
-    def folded(self, source: PeerSource, state: FoldState) -> None:
-        """Bound what may come in by what the fold has found in it: a made-up ledger can begin as
-        the true one, but nothing behind that becomes final."""
-        if self.proven or self.head is None:
-            return
-        self.proven = state.term.number == self.head.term
-        if self.proven or state.final > self.final:
-            self.final = state.final
-            source.limit(bytes=math.inf if self.proven else self.bytes)
-
-    @property
-    def turn(self) -> float:
-        """Seconds that it may take while somebody else waits."""
-        return self.more * TURN_S + self.more**2 * self.taken * self.proven / PACE
 
 
 class Replica:
@@ -220,7 +179,7 @@ class Replica:
         """Look at what a source shows, then take it over when it is its turn."""
         if target and self.store.size >= target:
             return
-        offer = _Offer(more, start=self.store.size)
+        offer = Taking(more, start=self.store.size)
         look = self.looks.thread(self._read, source, run, target, offer)
         await self._in_time(source, look, offer)
         async with self._turn():
@@ -247,7 +206,7 @@ class Replica:
         self,
         source: PeerSource | Holder,
         work: Coroutine[Any, Any, None],
-        offer: _Offer,
+        offer: Taking,
         *,
         turn: bool = False,
     ) -> None:
@@ -271,7 +230,7 @@ class Replica:
                 if offer.taken > taken:
                     taken, last = offer.taken, now
                 others = turn and self._waiting > 0
-                if now - last > PATIENCE_S or (others and now - began > offer.turn):
+                if now - last > PATIENCE_S or (others and offer.late(now - began)):
                     return source.close()
 
         watching = asyncio.create_task(watch())
@@ -302,7 +261,7 @@ class Replica:
         async with self._turn():
             await uninterrupted(append())
 
-    async def _follow(self, source: PeerSource | Holder, offer: _Offer, instead: bool) -> None:
+    async def _follow(self, source: PeerSource | Holder, offer: Taking, instead: bool) -> None:
         try:
             await asyncio.to_thread(self._grow, source, offer, instead)
         finally:
@@ -315,7 +274,7 @@ class Replica:
             for event in self._growth:
                 event.set()
 
-    def _read(self, source: PeerSource | Holder, run: str, target: int, offer: _Offer) -> None:
+    def _read(self, source: PeerSource | Holder, run: str, target: int, offer: Taking) -> None:
         """Read and verify the head that a source shows."""
         store = self.store
         offer.start, offer.term = store.size, store.term
@@ -333,11 +292,13 @@ class Replica:
                 offer.head = verified_head(source, text, (), run)
             if isinstance(source, PeerSource):
                 offer.bytes = offer.more * LOOK_BYTES if store.size else UNPROVEN_BYTES
-                offer.final = self.state.final
+                offer.sure = store.term, self.state.final
                 if offer.proven:
                     source.limit()
                 elif not store.size or self._trusts(source):
                     source.limit(bytes=offer.bytes)
+                else:  # the look may have needed all, where several terms have begun
+                    source.limit(offer.more * LOOK_S, offer.bytes)
             return
         if store.size:
             signers = store.signers(term)
@@ -350,7 +311,7 @@ class Replica:
         if isinstance(source, PeerSource):
             source.limit()
 
-    def _grow(self, source: PeerSource | Holder, offer: _Offer, instead: bool) -> None:
+    def _grow(self, source: PeerSource | Holder, offer: Taking, instead: bool) -> None:
         """Append what the source has beyond this copy."""
         store, head = self.store, offer.head
         assert head is not None
@@ -394,8 +355,9 @@ class Replica:
 
     def _sealed(self, source: PeerSource | Holder, text: str, run: str) -> tuple[SignedHead, bool]:
         """The head of a later term, whose first entry that is new here was checked, and whether
-        a quorum of the electors sealed that: anybody can make a key and nodes that seal for it, and
-        as much of a ledger as it likes.
+        a quorum of the electors sealed that for who signs the head: anybody can make a key and
+        nodes that seal for it, and as much of a ledger as it likes, and show the true handover
+        before its own.
 
         Where that entry follows what is here, the electors are known, and only their seals count.
         Else they may be others by then: some who are known here have to have sealed it, or a
@@ -422,7 +384,7 @@ class Replica:
         terms = tuple(leadership.terms_shown(source, tree, genesis, last))
         leader = terms[-1].leader
         found = verified_head(source, text, verifier_keys(head.origin, [leader]), run)
-        return replace(found, terms=terms), sealed
+        return replace(found, terms=terms), sealed and number == last
 
     def _prove_fork(self, source: TileSource, note: str) -> None:
         """Raise SplitViewProven if the note is by who leads now, and not of our tree."""

@@ -14,12 +14,13 @@ from typing import Any, cast
 import pytest
 
 from artel.ledger import entries
+from artel.ledger.entries.kinds.handover import candidate
 from artel.ledger.entries.records import Term
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.store import DATABASE_NAME, MAX_BATCH, LedgerStore
 from artel.ledger.sync import looks, replica
 from artel.ledger.sync.leadership import said_by
-from artel.ledger.sync.looks import Looks
+from artel.ledger.sync.looks import Looks, Taking
 from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import Served
@@ -142,7 +143,7 @@ async def test_a_coordinator_that_lies_is_looked_at_once_at_a_time_and_holds_up_
 async def test_who_leads_and_gives_nothing_under_its_head_gives_way_to_who_has_the_same(
     run: Parties, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replica, "TURN_S", 0.5)
+    monkeypatch.setattr(looks, "TURN_S", 0.5)
     leader = await run.coordinator()
     first, second = await run.elector(leader), await run.elector(leader, 1)
     await leader.add(after(world.leaves, world.opened(1)), world.coordinator)
@@ -160,14 +161,20 @@ async def test_who_leads_and_gives_nothing_under_its_head_gives_way_to_who_has_t
 
 
 def test_who_gives_at_a_pace_goes_on_though_others_wait() -> None:
-    def turn(seconds: int, *, more: int = 1, proven: bool = True) -> float:
-        return replica._Offer(more, proven=proven, taken=seconds * replica.PACE).turn
+    def late(after: float, *, gave: int, more: int = 1, proven: bool = True) -> bool:
+        """Whether it has to go then, having given as much as is asked for in so many seconds."""
+        came = gave * looks.PACE
+        known = {"taken": came} if proven else {"taken": 2 * came, "known": came}
+        return Taking(more, proven=proven, **known).late(after)
 
-    assert turn(0) == replica.TURN_S
-    assert turn(100) > 100.0
-    assert turn(10) < 16.0
-    assert turn(10, more=4) > 160.0  # which was not done in time before
-    assert turn(100, proven=False) == replica.TURN_S
+    for proven in (True, False):
+        assert not late(looks.TURN_S, gave=0, proven=proven)
+        assert late(looks.TURN_S + 0.1, gave=0, proven=proven)
+        assert not late(100.0, gave=100, proven=proven)
+        assert late(16.0, gave=10, proven=proven)
+        assert not late(160.0, gave=10, more=4, proven=proven)  # which was not done in time before
+    doubted = Taking(1, taken=100 * looks.PACE, doubted=time.monotonic() - looks.TURN_S - 0.1)
+    assert doubted.late(0.0)
 
 
 async def test_a_copy_that_holds_nothing_is_held_up_by_no_stranger(
@@ -355,6 +362,95 @@ async def test_of_a_term_that_nobody_has_sealed_little_is_read_from_who_may_lead
     assert 256 << 10 < sum(shown) < 700 << 10  # of 1.4 MB
     await reader.follow(leader)
     assert reader.replica.store.root == leader.replica.store.root
+
+
+@pytest.fixture
+async def replayed(run: Parties, world: World) -> tuple[Party, Party, Party]:
+    """An elector, who leads the term that has begun, and a stranger that shows the true beginning
+    of that, much that it made up, and a term of its own."""
+    standby, led = world.standbys[0], key("a stranger's coordinator")
+    leader, honest = await run.coordinator(), await run.party(standby)
+    elector, liar = await run.elector(leader), await run.party(key("a stranger"))
+    for party in (honest, liar):
+        await party.follow(leader)
+    said = [entries.seal(who, world.run, term=0, next=standby.key) for who in world.members]
+    seals = [entries.open_seal(each.encode())[1] for each in said]
+    true = entries.handover(standby, world.run, term=1, seals=seals)
+    await honest.add([true.encode()], standby, 1)
+    junk = [entries.account(key(f"junk {number}"), world.run) for number in range(5000)]
+    nobodys = entries.seal(key("nobody"), world.run, term=1, next=led.key)
+    seals = [entries.open_seal(nobodys.encode())[1]]
+    forged = entries.handover(led, world.run, term=2, seals=seals)
+    await grow(liar, [each.encode() for each in (true, *junk, forged)], led, 2)
+    began = len(world.leaves) + 1 + len(junk)
+    liar.replica.state.terms.append(Term(2, began, led.key))
+    return elector, honest, liar
+
+
+async def test_behind_a_true_handover_little_is_read_of_a_term_that_nobody_has_sealed(
+    replayed: tuple[Party, Party, Party], monkeypatch: pytest.MonkeyPatch, shown: list[int]
+) -> None:
+    for module in (replica, looks):
+        monkeypatch.setattr(module, "LOOK_BYTES", 512 << 10)
+    elector, honest, liar = replayed
+    root = elector.replica.store.root
+    shown.clear()
+    with pytest.raises(CheckFailed, match="more than is read before it is proven"):
+        await elector.follow(liar)
+    assert elector.replica.store.root == root
+    assert sum(shown) < 3 * replica.LOOK_BYTES < 5000 * 400
+    await elector.follow(honest)
+    assert elector.replica.state.term.number == 1
+
+
+async def test_who_shows_a_true_handover_and_then_what_it_made_up_gives_way(
+    replayed: tuple[Party, Party, Party], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However fast it gives that: to fold it takes long."""
+    monkeypatch.setattr(PeerSource, "waited", 0.0)
+    monkeypatch.setattr(looks, "TURN_S", 0.3)
+    elector, honest, liar = replayed
+    following = asyncio.create_task(elector.follow(liar))
+    await until(elector.replica._lock.locked)
+    await elector.follow(honest)
+    with pytest.raises(Unreachable, match="did not give its ledger in time"):
+        await following
+    assert elector.replica.state.term.number == 1
+
+
+async def test_a_copy_that_is_several_terms_behind_takes_over_more_than_a_look_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: list[int]
+) -> None:
+    """Of a holder that may not lead, and whose terms are proven only as they are folded."""
+    world = two_coordinators()
+    before = len(world.leaves)
+    for number in range(1, 60):
+        world.add(*world.round(number))
+        world.add(world.witnessed(world.leaves))
+    async with AsyncExitStack() as stack:
+        run = Parties(tmp_path, world, stack)
+        first, holder = await run.party(world.coordinator), await run.party(key("a holder"))
+        reader = await run.party(key("a reader"))
+        await grow(first, world.leaves[:before], world.coordinator)
+        await reader.follow(first)
+        await grow(first, world.leaves[before:], world.coordinator)
+        for term, leads in enumerate((world.standbys[0], world.coordinator), 1):
+            assert candidate(first.replica.state, term) == leads.key
+            said = [
+                entries.seal(who, world.run, term=term - 1, next=leads.key) for who in world.members
+            ]
+            seals = [entries.open_seal(each.encode())[1] for each in said]
+            handed = entries.handover(leads, world.run, term=term, seals=seals)
+            await first.add([handed.encode()], leads, term)
+        await holder.follow(first)
+        monkeypatch.setattr("artel.ledger.store.store._PAGE", 32 << 10)  # folded at once
+        for module in (replica, looks):
+            monkeypatch.setattr(module, "LOOK_BYTES", 250 << 10)
+        shown.clear()
+        await reader.follow(holder)
+        assert reader.replica.state.term.number == 2
+        assert reader.replica.store.root == first.replica.store.root
+        assert sum(shown) > 2.5 * replica.LOOK_BYTES
 
 
 async def test_what_electors_have_made_final_is_read_to_its_end_by_a_copy_that_holds_nothing(
