@@ -135,10 +135,8 @@ class Agreeing:
     async def _computed(self, attempt: Attempt) -> str:
         """The root of the attempt's state, whose file is in the store from then on."""
         core, blobs, base = self._core, self._core.blobs, self._core.state.base
-        path = blobs.path(base)
-        if path is None:
-            wanted = delivery.Wanted(base, holders_of(base, core.peers), core.state_bytes, "state")
-            path = await delivery.fetch(core.host, blobs, wanted)
+        wanted = delivery.Wanted(base, holders_of(base, core.peers), core.state_bytes, "state")
+        path = await delivery.fetch(core.host, blobs, wanted)
         if self._availability.needed:
             await self._availability.have_all(attempt)
         given = [
@@ -163,7 +161,7 @@ class Agreeing:
     async def _blobs(self, attempt: Attempt, node: str) -> list[str]:
         """The files of a contribution's numbers, in order; they were checked before it counted.
 
-        What was shown to whoever led before is with those who fetched it.
+        What was shown to whoever led before, or has rotted here, is with those who fetched it.
         """
         core = self._core
         body = entries.decode(core.ledger.store.leaf(attempt.shown[node].index)).body
@@ -180,14 +178,8 @@ class Agreeing:
     async def _had(self, listed: Sequence[tuple[str, int]], attempt: Attempt) -> list[Path]:
         """The files of blobs, with the bytes that each may have."""
         core, holders = self._core, list(attempt.accounts)
-        wanted = [
-            delivery.Wanted(blob, holders, size, "contribution")
-            for blob, size in listed
-            if not core.blobs.has(blob)
-        ]
-        if wanted:
-            await delivery.fetch_all(core.host, core.blobs, wanted)
-        return [core.blobs.root / blob for blob, _ in listed]
+        wanted = [delivery.Wanted(blob, holders, size, "contribution") for blob, size in listed]
+        return await delivery.fetch_all(core.host, core.blobs, wanted)
 
     # --- signers ---
 

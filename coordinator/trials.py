@@ -252,7 +252,7 @@ class Trials:
 
     def _known(self, piece: Piece) -> Rows | None:
         """The answer; None where it is gone."""
-        path = self._core.fingerprints.path(piece.chain)
+        path = self._core.fingerprints.sound(piece.chain)
         if path is None:
             return None
         try:

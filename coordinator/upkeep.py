@@ -16,6 +16,7 @@ from artel.ledger.entries import audits
 from artel.ledger.fold.history import History
 from artel.ledger.sync.recompute_state import fetch_inputs, root_in_child
 from artel.protocol import assignment
+from artel.protocol.errors import ArtelError
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.net import dht
@@ -157,10 +158,13 @@ def _bytes(body: Exchanged) -> int:
 
 
 def _listed(path: Path, body: Exchanged) -> list[str]:
-    """What a contribution lists when it is an index; it was checked before it counted."""
+    """What a contribution lists when it is an index: nothing where a disk has changed it since."""
     with path.open("rb") as file:
         data = file.read(pseudogradient.index_bytes(assignment.MAX_SLICES))
     if isinstance(body, entries.Aggregate) or not data.startswith(pseudogradient.INDEX_MAGIC):
         return []
-    listed = pseudogradient.open_index(data, round=body.round, base=body.base)
+    try:
+        listed = pseudogradient.open_index(data, round=body.round, base=body.base)
+    except ArtelError:
+        return []
     return [piece.blob for piece in listed]

@@ -166,7 +166,7 @@ class Verdicts:
             fits, first, done = again is not None, (0, 0), 0
             for body in told:
                 steps = body.tail + body.head
-                given = self._store.path(body.chain)
+                given = self._store.sound(body.chain)
                 if given is None:
                     emit(log, "audit.not_compared", logging.WARNING, round=body.round)
                     return True, _LOST

@@ -313,7 +313,7 @@ class Auditing:
 
     async def _state(self, root: str, likely: list[str]) -> Path:
         session = self._session
-        if (path := session.blobs.path(root)) is not None:
+        if (path := await asyncio.to_thread(session.blobs.sound, root)) is not None:
             return path
         found = await holders.records(session.host, session.run)
         others = [peer for peer in likely if peer != session.identity.peer_id]

@@ -403,6 +403,7 @@ class Daemon:
             session = self.session
             try:
                 await session.trainer.restart()
+                await asyncio.to_thread(session.blobs.sound, self.states.root)
                 loading = Load(session.manifest_file, self.states.path, session.device)
                 await session.trainer.do(loading)
                 emit(log, "trainer.restarted", round=directive.round)

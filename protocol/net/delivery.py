@@ -27,7 +27,7 @@ from artel.protocol.net.streams import Stream
 from artel.protocol.net.swarm import Swarm
 from artel.protocol.net.swarm_job import Wanted
 from artel.protocol.net.wire import CONTENT
-from artel.protocol.tasks import together
+from artel.protocol.tasks import together, uninterrupted
 from artel.protocol.telling import Tell
 
 __all__ = [
@@ -110,7 +110,8 @@ async def fetch_all(
     progress: Tell | None = None,
     patience: float = math.inf,
 ) -> list[Path]:
-    """Bring several pieces of content into the store: their paths, in the same order.
+    """Bring several pieces of content into the store: their paths, in the same order. What lies
+    there already is held against its id as well, since a disk can rot.
 
     What several holders have is taken from the nearest, the rarest first; see
     :mod:`protocol.net.swarm`. When one piece cannot be had the others are given up as well; a later
@@ -162,7 +163,9 @@ async def _bringing(
         # Two downloads would share the partial file, and the first to finish takes it away.
         lock = store.downloads.setdefault(one.blob, asyncio.Lock())
         async with gate, lock:
-            path = store.path(one.blob)
+            # Shards are checked by who reads them (:mod:`node.corpus`), once.
+            held = store.path if one.kind == "data" else store.sound
+            path = await uninterrupted(asyncio.to_thread(held, one.blob))
             if path is None:
                 await swarm.obtain(one, progress)
                 path = store.path(one.blob)

@@ -66,6 +66,47 @@ async def test_the_base_comes_from_nodes_that_are_a_state_further_already(tmp_pa
         assert scene.core.ledger.state.states == [scene.base.root, state_root(right)]
 
 
+def rot(path: Path, at: int = -3) -> None:
+    """One bit of a number changes on the disk."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["base", "contribution", "index", "slice", "slice that was shown"])
+async def test_what_rots_on_the_coordinator_s_disk_is_fetched_again_and_nobody_struck(
+    tmp_path: Path, what: str
+) -> None:
+    exchange = {"topology": "gather" if what in ("base", "contribution") else "sharded"}
+    if what == "slice that was shown":
+        exchange |= {"holders": 2}  # it passes through the coordinator where holders lack it
+    async with scene_of(tmp_path, 3, exchange=exchange) as scene:
+        await scene.training()
+        *first, last = scene.members
+        for member in scene.members:
+            scene.give(member, scene.base.state)
+            for blob in member.blobs():
+                scene.holders[member.peer].store.put(blob)
+            await member.commit()
+        part = first[0].blobs()["slice" in what]
+        broken = scene.base.root if what == "base" else content.content_id(part)
+        for member in scene.members:
+            if member is last:  # with it the coordinator begins
+                rot(scene.office.blobs.root / broken)
+            for blob in member.blobs() if len(exchange) == 1 else [member.blob()]:
+                await member.put(blob)
+            await member.reveal()
+        right = scene.next()
+        for member in scene.members:
+            await member.sign_state(scene.give(member, right))
+        await scene.over()
+        (agreed,) = scene.office.bodies("state_agreed")
+        assert (agreed.root, agreed.rests_on) == (state_root(right), "coordinator")
+        uncombined = {round_state.UNCOMBINED} if exchange["topology"] == "sharded" else set()
+        assert {*struck(scene).values()} == uncombined  # for which nothing of theirs has rotted
+        assert content.file_content_id(scene.office.blobs.root / broken) == broken
+
+
 async def test_nobody_is_asked_for_the_state_that_the_coordinator_has_computed(
     tmp_path: Path,
 ) -> None:

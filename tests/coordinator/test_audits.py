@@ -402,16 +402,21 @@ async def test_a_reject_names_the_first_step_that_differs(
     assert f"step 6 of round {audit.first} is the first that differs" in told
 
 
+@pytest.mark.parametrize("rotten", [False, True])
 async def test_of_work_whose_fingerprints_are_lost_nobody_is_convicted_and_nobody_is_held_up(
-    office: Office, members: list[Member]
+    office: Office, members: list[Member], rotten: bool
 ) -> None:
-    """As after a takeover: they were with the coordinator that led before."""
+    """As after a takeover: they were with the coordinator that led before; or its disk rots."""
     await play_round(office, members)
     owing = [member for member in members if office.core.ledger.state.owed_by(member.peer)]
     source, audit = office.core.ledger.state.owed_by(owing[0].peer) or pytest.fail("it was drawn")
     true = steps_of(office, audit)
     for body in office.bodies("contribution"):
-        office.core.fingerprints.delete(body.chain)
+        if rotten:
+            path = office.core.fingerprints.root / body.chain
+            path.write_bytes(path.read_bytes()[:-1] + b"?")
+        else:
+            office.core.fingerprints.delete(body.chain)
     rows = rows_of("right", len(true) // ROW_BYTES)
     name = content.content_id(public_of(owing[0].peer) + rows)
     made = said(owing[0], source, "reject", rows=name)

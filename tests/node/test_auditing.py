@@ -97,7 +97,7 @@ class Node:
             state_bytes=1000,
             host=SimpleNamespace(ask=self.ask, said=self.said),
             link=SimpleNamespace(coordinator="coordinator"),
-            blobs=SimpleNamespace(path=lambda root: folder / root),
+            blobs=SimpleNamespace(sound=lambda root: folder / root),
             fingerprints=BlobStore(folder / "fingerprints"),
             work_dir=folder,
         )

@@ -239,6 +239,15 @@ async def test_a_member_combines_its_slices_without_the_index_of_anybody_else(sc
     assert [said.KIND for said in scene.link.told] == ["aggregated"]
 
 
+async def test_a_slice_that_has_rotted_on_the_own_disk_is_combined_again(scene: Scene) -> None:
+    await scene.do_my_part()
+    for number, blob in scene.own._known.own.items():
+        path = scene.store.root / blob
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        assert await scene.own._aggregate(scene.closed, number) == blob
+        assert path.read_bytes() == scene.right(number)
+
+
 async def test_whoever_sits_further_down_fetches_the_blobs_that_items_name(scene: Scene) -> None:
     """As when members before it have committed and were left out: nobody gave it these slices."""
     number = next(j for j in range(MEMBERS) if j not in scene.mine())

@@ -171,6 +171,48 @@ def test_chunk_hashes_are_those_of_the_content(tmp_path: Path) -> None:
     assert len(store._hashes) <= 64
 
 
+def test_content_that_has_rotted_is_removed_when_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = BlobStore(tmp_path), numbered(1)
+    blob = store.put(data)
+    again = BlobStore(tmp_path)  # knows no hashes of it
+    assert again.sound(blob) == tmp_path / blob
+    (tmp_path / blob).write_bytes(numbered(2))
+    assert again.chunk_hashes(blob) is None
+    assert (again.has(blob), files(again)) == (False, set())
+    store.put(data)
+    store = BlobStore(tmp_path)
+    store.put(data)
+    with monkeypatch.context() as patched:
+
+        def fails(path: Path) -> list[bytes]:
+            raise OSError(errno.EIO, "Input/output error")
+
+        patched.setattr(content, "file_chunk_hashes", fails)
+        assert store.sound(blob) is None
+    assert (store.has(blob), files(store)) == (False, set())
+
+
+def test_what_is_adopted_while_the_old_file_is_looked_at_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data, right = BlobStore(tmp_path / "blobs"), numbered(1), content.file_chunk_hashes
+    blob = store.put(data)
+    (store.root / blob).write_bytes(numbered(2))
+
+    def meanwhile(path: Path) -> list[bytes]:
+        hashes = right(path)
+        (tmp_path / "new").write_bytes(data)
+        store.adopt(blob, tmp_path / "new")
+        return hashes
+
+    with monkeypatch.context() as patched:
+        patched.setattr(content, "file_chunk_hashes", meanwhile)
+        store.sound(blob)
+    assert store.sound(blob) == store.root / blob
+
+
 def test_a_full_disk_is_said_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,22 @@ async def test_what_is_here_is_not_asked_for(
     assert not any(holder.asked for holder in holders)
 
 
+async def test_what_has_rotted_here_is_fetched_again_or_else_is_gone(
+    us: Host, store: BlobStore, holders: list[Holder]
+) -> None:
+    path = store.root / store.put(DATA)
+    for at in (0, len(DATA) - 1):
+        store.pin(BLOB)
+        path.write_bytes(DATA[:at] + bytes([DATA[at] ^ 1]) + DATA[at + 1 :])
+        assert await fetch(us, store, *holders) == DATA
+        assert BLOB in store._pinned
+    path.write_bytes(DATA[:-1])
+    with pytest.raises(Unreachable):
+        await fetch(us, store)
+    assert not store.has(BLOB)
+    assert not path.exists()
+
+
 async def test_holders_without_the_content_are_passed_over(
     us: Host, store: BlobStore, holders: list[Holder]
 ) -> None:
