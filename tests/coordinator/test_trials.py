@@ -286,7 +286,7 @@ async def test_who_fails_waits_twice_as_long_each_time_and_so_does_its_address(
 
 
 async def test_what_all_fail_at_is_given_to_nobody_while_there_is_other_work(
-    office: Pair,
+    office: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A member may have sent false fingerprints, so that newcomers fail."""
     first = await Member(office, "first").hello()
@@ -295,6 +295,7 @@ async def test_what_all_fail_at_is_given_to_nobody_while_there_is_other_work(
     path = office.core.fingerprints.path(entry.body.chain)
     assert path is not None
     path.write_bytes(os.urandom(path.stat().st_size))
+    monkeypatch.setattr(office.core.fingerprints, "sound", office.core.fingerprints.path)
     loser = Member(office, "loser")
     for number in range(40):
         loser = Member(office, f"loser {number}")

@@ -18,6 +18,7 @@ from artel.node.supervisor import Trainer
 from artel.node.trainer.orders import Benchmark
 from artel.protocol import messages
 from artel.protocol.net import wire
+from artel.protocol.net.blobs import BlobStore
 from host_world import named
 from trainer_world import World, death_of, started
 
@@ -44,8 +45,9 @@ async def made(world: World, tmp_path: Path) -> tuple[Daemon, Trainer]:
     parts |= {"home": world.home, "account": named("owner"), "device": "cpu", "trainer": trainer}
     heads = HeadStore(tmp_path / "heads.sqlite3")
     replica = Replica.open(tmp_path / "ledger.sqlite3", "ab" * 32, heads)
-    states: Any = SimpleNamespace(path=world.state)
-    return Daemon(Session(**parts | {"replica": replica}), states, None, 0, print), trainer  # type: ignore[arg-type]
+    states: Any = SimpleNamespace(path=world.state, root="")
+    parts |= {"replica": replica, "blobs": BlobStore(tmp_path / "blobs")}
+    return Daemon(Session(**parts), states, None, 0, print), trainer  # type: ignore[arg-type]
 
 
 async def test_a_trainer_that_dies_while_its_node_waits_is_started_again_at_once(
