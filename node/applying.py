@@ -247,7 +247,8 @@ class Applying:
     async def _aggregate(self, closed: ClosedRound, number: int) -> str:
         """Compute a slice from its inputs; returns the id of its blob, which is in the store."""
         session, known = self._session, self._known.own.get(number)
-        if known is not None and await asyncio.to_thread(session.blobs.sound, known):
+        sound = session.blobs.sound
+        if known is not None and await asyncio.to_thread(sound, known) is not None:
             return known
         inputs = self._known.inputs
         await inputs.learn(closed, [number])
