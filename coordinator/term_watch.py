@@ -4,7 +4,8 @@ It is over when a quorum of the electors has sealed it, or a later one has begun
 process leads the same one with the same key. The coordinator
 itself asks for seals (``seal`` in its directives, between two rounds) when its owner wants that
 (``artel coordinator handover``), and when some have sealed without which no head is certified any
-more: a blip would else leave the run without anything final.
+more: a blip would else leave the run without anything final. For that it waits some time for
+whoever leads next to be there, as nobody does until electors have waited for that one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ PAUSE_S = 60.0
 """After which they are asked again, where there is a reason for it and it came to nothing."""
 BEHIND = 64
 """Entries by which the next coordinator may be behind when the term is ended on purpose."""
+FOLLOWS, FOLLOWS_S = 2.0, 5.0
+"""So many times ``handover_s`` a term in which nothing is certified goes on while the next
+coordinator is away: as long as nobody would lead if it were ended then.
+And seconds between two looks for that one."""
 
 
 class TermWatch:
@@ -57,6 +62,7 @@ class TermWatch:
         self._sealed: set[str] = set()  # nodes that have sealed it
         self._asking_since = 0.0  # steady seconds; 0: nobody is asked
         self._not_before = 0.0
+        self._stalled = 0.0  # steady seconds since when nothing is certified; 0: it is
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -72,9 +78,8 @@ class TermWatch:
             self._require_unsealed()
             if is_asked(self._home):
                 await self._end_on_purpose()
-            elif not self._core.ending and self._stalls() and time.monotonic() > self._not_before:
-                emit(log, "term.ending", logging.WARNING, term=self._term, why="some sealed it")
-                await self._end(True)
+            elif not self._core.ending and time.monotonic() > self._not_before:
+                await self._end_if_stalled()
             elif self._core.asks_seal:
                 await self._go_on_in_time()
 
@@ -93,6 +98,19 @@ class TermWatch:
         here = set(state.trusted(self._core.peers))
         able = here - self._sealed
         return able < here and state.electors.quorum(here) and not state.electors.quorum(able)
+
+    async def _end_if_stalled(self) -> None:
+        now = time.monotonic()
+        self._stalled = (self._stalled or now) if self._stalls() else 0.0
+        if not self._stalled:
+            return
+        longest = FOLLOWS * self._core.manifest.config.coordination.handover_s
+        away = await self._nobody_follows()
+        if away in ("", NO_OTHER) or now - self._stalled > longest:
+            emit(log, "term.ending", logging.WARNING, term=self._term, why="some sealed it")
+            await self._end(True)
+        else:
+            self._not_before = now + FOLLOWS_S
 
     # --- on purpose -------------------------------------------------------------------------------
 

@@ -233,3 +233,16 @@ def test_what_later_electors_certify_is_final_only_when_former_ones_hold_the_cer
     state = witnessed(a, b, d)
     assert (state.final, len(state.electors.sets)) == (size, 1)
     assert witnessed(d).final == size + 2
+
+
+def test_a_head_is_certified_by_the_electors_of_its_size() -> None:
+    """Not by those who are chosen in the entries behind it."""
+    world = World(nodes=4, name="two sets", trust={"standing_rounds": 1})
+    a, b, c, d = world.members
+    by_one = [world.committed(1, members=[d]), world.contribution(d, 1)]
+    by_one += [world.closed(1, accepted=[d]), world.agreed(2, nodes=[d])]
+    log: list[Envelope] = [*world.start, *world.round(0), world.opened(1), *by_one]
+    change = outcomes(log)[0].electors.sets[-1].since
+    for size, certified in ((change, True), (change + 1, False)):
+        seen = world.witnessed(encoded(log), (a, b, c), size=size)
+        assert bool(outcomes([*log, seen])[0].electors.certified) is certified

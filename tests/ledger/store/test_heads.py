@@ -19,7 +19,7 @@ import pytest
 
 from artel.ledger.store.heads import HEADS_NAME, MAX_CONFLICTS, MAX_NOTES, HeadStore
 from artel.ledger.tlog import note as notes
-from artel.ledger.tlog.checkpoint import Checkpoint, parse_checkpoint, sign_checkpoint
+from artel.ledger.tlog.checkpoint import Checkpoint, origin_of, parse_checkpoint, sign_checkpoint
 from artel.ledger.tlog.cosignature import COSIGNATURE_BYTES
 from artel.ledger.tlog.note import Note, SignatureLine
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError, ResourceError, UsageError
@@ -71,6 +71,12 @@ def test_a_witness_only_goes_forward(heads: HeadStore) -> None:
     assert again.witnessed(ORIGIN) == (9, root(9))
     assert again.witnessed("another log") == (0, root(0))
     again.close()
+
+
+def test_nothing_is_signed_of_a_sealed_term_or_of_those_before(heads: HeadStore) -> None:
+    heads.seal("ab" * 32, 3)
+    signed = [heads.advance(origin_of("ab" * 32, term), 0, 5, root(5)) for term in range(5)]
+    assert signed == [False, False, False, False, True]
 
 
 def test_of_many_who_advance_at_once_one_does(heads: HeadStore) -> None:

@@ -17,6 +17,7 @@ from artel.ledger.entries import reasons
 from artel.ledger.entries.documents import FOLDER, document_of, path_of
 from artel.ledger.entries.records import Term
 from artel.ledger.fold.effects import Fold
+from artel.ledger.store import finality
 from artel.ledger.store.heads import HEADS_NAME, HeadStore
 from artel.ledger.store.published import LostEntries, heads_error, known_heads
 from artel.ledger.store.store import CHECKPOINT_NAME, DATABASE_NAME, LedgerStore
@@ -37,7 +38,7 @@ from artel.ledger.tlog.cosignature import witness_name
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, Unreachable
 from artel.protocol.identity import Identity
-from client_world import write_tiles_of
+from client_world import cosigned, write_tiles_of
 from ledger_world import World, encoded, forged, key
 
 WORLD = World(nodes=4, waiting=1, total=200)
@@ -126,6 +127,24 @@ def test_what_was_given_up_is_replaced_and_everything_holds(tmp_path: Path) -> N
     with closing(again.store):
         assert again.state.encode() == state.encode()
         assert again.store.term == 1
+
+
+def test_what_was_certified_and_given_up_is_neither_certified_nor_cosigned_any_more(
+    tmp_path: Path,
+) -> None:
+    """Where that is still kept: what a home looks up anew may be kept once more before it ends."""
+    source = successor(tmp_path, handed())
+    replica = grown(tmp_path / "home", *STEPS)
+    with closing(HeadStore(tmp_path / HEADS_NAME)) as heads, closing(replica.store) as store:
+        for size in (KEPT, GIVEN_UP):
+            heads.add_note(cosigned(store.note_at(size), *WORLD.members))
+        for newest in (GIVEN_UP, KEPT):
+            state = replica.state
+            assert finality.size_of(finality.newest_certified(heads, state)) == newest
+            assert finality.size_of(finality.newest_cosigned(heads, state)) == newest
+            assert finality.known_certified(store, heads, state)[1] == newest
+            if not state.term.number:
+                follow(replica, source)
 
 
 def test_a_crash_before_the_checkpoint_file_follows_is_mended_when_it_is_opened(
