@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artel.coordinator.metrics import Metrics
 from artel.protocol import tether
 from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from benchmarks.links import Links, refusal
@@ -175,7 +174,7 @@ def measure(
             for number in range(1, options.nodes + 1)
         ]
         seen = _follow(home / "metrics.jsonl", options.rounds, [coordinator, *nodes], links, say)
-    return _result(row, options, Metrics(home / "metrics.jsonl"), seen)
+    return _result(row, options, home / "metrics.jsonl", seen)
 
 
 def _follow(
@@ -190,7 +189,7 @@ def _follow(
     moved = time.monotonic()
     while len(seen) < rounds + 1:
         time.sleep(POLL_S)
-        done = _agreed(path)
+        done = len(_ended(path))
         if done > len(seen):
             counts = [links.bytes(number) for number in range(1, len(processes))]
             up = sum(wire.up for wire in counts) // len(counts)
@@ -206,19 +205,23 @@ def _follow(
     return seen
 
 
-def _agreed(path: Path) -> int:
+def _ended(path: Path) -> list[dict[str, Any]]:
+    """The rounds whose state is agreed, with the numbers of each member; the last line counts."""
     if not path.exists():
-        return 0
-    return sum(1 for row in Metrics(path).table() if row["ended"])
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(True)
+    rows = (json.loads(line) for line in lines if line.endswith("\n"))
+    return [row for row in {row["round"]: row for row in rows}.values() if row["ended"]]
 
 
 def _result(
-    row: Row, options: argparse.Namespace, metrics: Metrics, seen: list[tuple[float, int, int]]
+    row: Row, options: argparse.Namespace, path: Path, seen: list[tuple[float, int, int]]
 ) -> dict[str, Any]:
-    rounds = [r for r in metrics.table() if r["ended"]][1 : options.rounds + 1]
-    shares = [share for r in rounds for share in r["computing"].values()]
+    rounds = _ended(path)[1 : options.rounds + 1]
+    members = [r["by_member"] for r in rounds]
+    shares = [share for each in members for share in each["computing"].values()]
     spans = [later[0] - sooner[0] for sooner, later in itertools.pairwise(seen)]
-    streams = [sum(kinds["up"].values()) for r in rounds for kinds in r["traffic"].values()]
+    streams = [sum(kinds["up"].values()) for each in members for kinds in each["traffic"].values()]
     return {
         "name": f"computing, {row.name}",
         "computing": statistics.median(shares),

@@ -2,20 +2,19 @@
 
 The API serves these documents as they are, and the page shows nothing else, so the two never
 disagree. Losses, speeds and byte counts are what nodes report of themselves; rounds, credit and
-shares come from the ledger.
+shares come from the ledger. What takes longer with nodes or rounds is for a thread of the site's:
+it changes nothing, and copies what the event loop may change meanwhile.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
 from collections.abc import Iterator
-from statistics import mean
 from typing import Any
 
 from prometheus_client.core import Metric
 
 from artel.coordinator.metrics import RoundMetrics
+from artel.coordinator.peer import Peer
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
 from artel.ledger.store import finality
@@ -40,9 +39,9 @@ def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
     }
 
 
-async def status_facts(core: Coordinator) -> dict[str, Any]:
+def status_facts(core: Coordinator) -> dict[str, Any]:
     """How the run goes now."""
-    state, rules, now = core.state, core.rules, core.clock()
+    state, rules = core.state, core.rules
     ready = len(members.ready(state))
     return {
         "run": core.run,
@@ -62,14 +61,14 @@ async def status_facts(core: Coordinator) -> dict[str, Any]:
         "revealed": len(state.revealed),
         "waiting_for": max(0, rules.min_nodes - ready) if state.phase.value == "waiting" else 0,
         "validation": _validation(core),
-        "nodes": [_node(core, peer, now) for peer in _members_first(core)],
+        "nodes": _nodes(core),
         "last_round": _last_round(core),
-        "ledger": await _ledger(core),
+        "ledger": _ledger(core),
     }
 
 
 def rounds_facts(core: Coordinator, last: int) -> dict[str, Any]:
-    """The newest ``last`` rounds that have numbers, oldest first."""
+    """The newest ``last`` rounds that have numbers, oldest first: each summed over its members."""
     return {"total": core.rules.total, "rounds": core.metrics.table(last)}
 
 
@@ -104,27 +103,30 @@ def gauges(status: dict[str, Any]) -> Iterator[Metric]:
     yield metric("artel_received_bytes_total", "By each node.", of_nodes("bytes_down"), "node")
 
 
-def _members_first(core: Coordinator) -> list[str]:
-    """The connected nodes; a page has room for so many, which strangers are not to fill."""
-    return sorted(core.peers, key=lambda peer: (peer not in core.state.members, peer))
+def _nodes(core: Coordinator) -> list[dict[str, Any]]:
+    """The connected nodes, members first: a page has room for so many, which strangers are not to
+    fill."""
+    now, peers, members = core.clock(), dict(core.peers), frozenset(core.state.members)
+    order = sorted(peers, key=lambda peer: (peer not in members, peer))
+    return [_node(core, peer, peers[peer], peer in members, now) for peer in order]
 
 
-def _node(core: Coordinator, peer: str, now: float) -> dict[str, Any]:
+def _node(core: Coordinator, peer: str, known: Peer, member: bool, now: float) -> dict[str, Any]:
     """What a node says of itself, and what is known of it.
 
     ``credit`` is all compute that was ever granted for its work, ``assigned`` are its inner steps
     in the round under way; ``round_up`` and ``round_down`` what it sent and received in the last
     round, and ``computing`` how much of its time it computed.
     """
-    known, state, fold = core.peers[peer], core.state, core.ledger.state
-    report, tokens = known.report, fold.node_tokens.get(peer, 0)
-    last = core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1)).traffic.get(peer)
+    fold, report = core.ledger.state, known.report
+    tokens = fold.node_tokens.get(peer, 0)
+    last = _newest(core).by_member.traffic.get(peer)
     return report.model_dump(mode="json", exclude={"validation"}) | {
         "node": peer,
         "account": fold.account_of(peer),
         "tokens": tokens,
         "credit": tokens * (fold.rules.rates["compute"] if fold.rules is not None else 0),
-        "member": peer in state.members,
+        "member": member,
         "assigned": core.assigned(peer),
         "round_up": sum(last["up"].values()) if last else None,
         "round_down": sum(last["down"].values()) if last else None,
@@ -137,7 +139,7 @@ def _validation(core: Coordinator) -> dict[str, Any]:
     """First and newest evaluation: the loss of the state that a round starts from."""
     known = [
         {"round": number, "loss": metrics.validation}
-        for number, metrics in sorted(core.metrics.rounds.items())
+        for number, metrics in sorted(dict(core.metrics.rounds).items())
         if metrics.validation is not None
     ]
     return {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
@@ -149,34 +151,32 @@ def _last_round(core: Coordinator) -> dict[str, Any]:
     ``up`` and ``down`` are the bytes of all its nodes together, by kind; ``computing`` is the mean
     share of their time that went into inner steps, None when no node said.
     """
-    metrics = core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1))
-    seconds = dict(metrics.seconds)
+    metrics = _newest(core)
+    seconds = metrics.seconds
     rest = sum(s for phase, s in seconds.items() if phase != "training")
     return {
         "round": metrics.round if seconds else None,
         "seconds": seconds,
         "overhead_s": round(rest, 3),
         "accepted": metrics.accepted,
-        "rejected": dict(metrics.rejected),
+        "rejected": metrics.by_member.rejected,
         "tokens": metrics.tokens,
-        **{way: _by_kind(metrics, way) for way in ("up", "down")},
-        "computing": mean(metrics.computing.values()) if metrics.computing else None,
+        "up": metrics.up,
+        "down": metrics.down,
+        "computing": metrics.computing,
     }
 
 
-def _by_kind(metrics: RoundMetrics, way: str) -> dict[str, int]:
-    """Bytes of all nodes in a round, by kind."""
-    total: Counter[str] = Counter()
-    for ways in metrics.traffic.values():
-        total.update(ways[way])
-    return dict(sorted(total.items()))
+def _newest(core: Coordinator) -> RoundMetrics:
+    """The numbers of the newest round whose state is agreed."""
+    return core.metrics.rounds.get(core.state.round - 1, RoundMetrics(-1))
 
 
-async def _ledger(core: Coordinator) -> dict[str, Any]:
+def _ledger(core: Coordinator) -> dict[str, Any]:
     """``final`` is how many entries are; ``witnesses`` how many accounts say so."""
     head = parse_checkpoint(core.ledger.store.latest_note)
     state = core.ledger.state
-    found = await asyncio.to_thread(finality.of_heads, core.heads, state)
+    found = finality.of_heads(core.heads, state)
     seen = found.facts(state)
     return {
         "size": head.size,

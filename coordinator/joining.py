@@ -199,12 +199,11 @@ def _page(standby: Standby, prepared: Prepared, gate: Gate) -> web.Application:
     site = LedgerSite(own.store, own.heads, lambda: standby.state)
     site.templates.add(TEMPLATES)
 
-    async def status(request: web.Request) -> dict[str, Any]:
-        return {"name": name} | await standby.facts()
+    def status() -> dict[str, Any]:
+        return {"name": name} | standby.facts()
 
     async def page(request: web.Request) -> web.Response:
-        now = await status(request)
-        return await site.page(request, "standby.html", lambda seen, _: {"now": now})
+        return await site.page(request, "standby.html", lambda seen, _: {"now": status()})
 
     def numbers(now: dict[str, Any]) -> Any:
         yield metric("artel_round", "The round under way.", now["round"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def run_page(page: Context, run: Facts, status: Facts, rounds: list[Facts]) -> F
     :param status: :func:`coordinator.api.status_facts`
     :param rounds: rows of :func:`coordinator.api.rounds_facts`, oldest first
     """
-    opened = [row | {"sent": _sent(row["traffic"])} for row in rounds if row["members"]]
+    opened = [row | {"sent": _sent(row)} for row in rounds if row["members"]]
     return {
         "run": run,
         "status": status,
@@ -47,9 +46,6 @@ def loss_chart(rounds: list[Facts], total: int) -> chart.Chart | None:
     return chart.loss(validation, training, total)
 
 
-def _sent(traffic: dict[str, dict[str, dict[str, int]]]) -> dict[str, int]:
-    """Mean bytes that a node sent in a round, by kind."""
-    kinds: Counter[str] = Counter()
-    for ways in traffic.values():
-        kinds.update(ways["up"])
-    return {kind: total // len(traffic) for kind, total in kinds.items()}
+def _sent(row: Facts) -> dict[str, int]:
+    """Mean bytes that a member sent in a round, by kind."""
+    return {kind: total // row["members"] for kind, total in row["up"].items()}

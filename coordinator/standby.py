@@ -348,10 +348,10 @@ class Standby:
         leader = [self.leader] if self.leader else []
         return list(dict.fromkeys([*leader, *await self._circle.peers()]))
 
-    async def facts(self) -> dict[str, Any]:
-        """What is known here, for the page and the API."""
+    def facts(self) -> dict[str, Any]:
+        """What is known here, for the page and the API; for any thread."""
         store, state = self.own.store, self.state
-        found = await asyncio.to_thread(finality.of_heads, self.own.heads, state)
+        found = finality.of_heads(self.own.heads, state)
         rules = state.rules
         return {
             "run": self.own.run,

@@ -41,7 +41,7 @@ class Turn:
 
 
 class Seals:
-    """The newest seal of each elector that was asked; one event loop owns it.
+    """The newest seal of each elector that was asked; one event loop owns it, any thread may look.
 
     :param run: whose terms they end
     """
@@ -61,7 +61,7 @@ class Seals:
             raise CheckFailed("the seal is of another node, or of another run")
         known = self._newest.get(peer)
         if known is None or said.term >= known[0].term:
-            self._newest[peer] = said, part
+            self._newest = self._newest | {peer: (said, part)}  # others may be going through it
 
     def of(self, state: FoldState, term: int) -> list[Sealed]:
         """The electors' seals of exactly this term."""

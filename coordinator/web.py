@@ -16,6 +16,8 @@ Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from aiohttp import web
 
 from artel.coordinator import api
@@ -23,6 +25,7 @@ from artel.coordinator.page import TEMPLATES, Facts, run_page
 from artel.coordinator.service import Coordinator
 from artel.ledger.web import exposition
 from artel.ledger.web.answers import whole
+from artel.ledger.web.context import Context
 from artel.ledger.web.lists import shares_data
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
@@ -60,35 +63,34 @@ class RunPage:
         documents = {
             "run": self._run,
             "status": self._status,
-            "rounds": self._rounds,
-            "shares": self._shares,
+            "shares": lambda: self.site.look(shares_data),
         }
         app = exposition.application(gate, self.site, self._page, documents, api.gauges)
+        app.router.add_get("/api/v1/rounds", self._rounds)
         app.router.add_get("/healthz", self._health)
         return app
 
     async def _page(self, request: web.Request) -> web.Response:
-        run, status = await self._run(request), await self._status(request)
-        rounds = api.rounds_facts(self._core, PAGE_ROUNDS)["rounds"]
-        return await self.site.page(
-            request, "run.html", lambda page, _: run_page(page, run, status, rounds)
-        )
+        def shown(page: Context, _: Mapping[str, str]) -> Facts:
+            rounds = api.rounds_facts(self._core, PAGE_ROUNDS)["rounds"]
+            return run_page(page, self._run(), self._status(), rounds)
+
+        return await self.site.page(request, "run.html", shown)
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    # --- documents --------------------------------------------------------------------------------
-
-    async def _run(self, request: web.Request) -> Facts:
-        return api.run_facts(self._core, self.invite)
-
-    async def _status(self, request: web.Request) -> Facts:
-        return await api.status_facts(self._core)
-
-    async def _rounds(self, request: web.Request) -> Facts:
+    async def _rounds(self, request: web.Request) -> web.Response:
         given = request.query.getall("last", [str(DEFAULT_ROUNDS)])
         last = whole(given[0] if len(given) == 1 else "", "last", 1, MAX_ROUNDS)
-        return api.rounds_facts(self._core, last)
+        return await exposition.object_of(
+            self.site, ("rounds", last), lambda: api.rounds_facts(self._core, last)
+        )
 
-    async def _shares(self, request: web.Request) -> Facts:
-        return await self.site.read(shares_data)
+    # --- what takes a while -----------------------------------------------------------------------
+
+    def _run(self) -> Facts:
+        return api.run_facts(self._core, self.invite)
+
+    def _status(self) -> Facts:
+        return api.status_facts(self._core)

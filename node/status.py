@@ -39,7 +39,10 @@ async def serving(
     site: LedgerSite,
     listener: socket.socket,
 ) -> AsyncIterator[str]:
-    """Serve for as long as the context lasts, and note the address in the home; yields the URL."""
+    """Serve for as long as the context lasts, and note the address in the home; yields the URL.
+
+    :param status: called in a thread, as shares take longer the more accounts there are
+    """
     site.templates.add(TEMPLATES)
 
     @web.middleware
@@ -48,15 +51,11 @@ async def serving(
             return error(403, "the status is for this machine alone", "see / and /shares")
         return await handler(request)
 
-    async def document(request: web.Request) -> dict[str, Any]:
-        return status()
-
     async def page(request: web.Request) -> web.Response:
-        now = status()
-        return await site.page(request, "node.html", lambda seen, _: node_page(seen, now))
+        return await site.page(request, "node.html", lambda seen, _: node_page(seen, status()))
 
     gate = Gate()
-    app = exposition.application(gate, site, page, {"status": document}, gauges)
+    app = exposition.application(gate, site, page, {"status": status}, gauges)
     app.middlewares.append(owner_only)
     async with gate.serving(app, listener, home) as url:
         yield url

@@ -100,9 +100,9 @@ def refusal(refused: ArtelError) -> web.Response:
     return error(503, refused.message, refused.hint, "failed")
 
 
-def html(text: str, status: int = 200) -> web.Response:
+def html(text: bytes, status: int = 200) -> web.Response:
     """A page for people."""
-    return web.Response(status=status, text=text, content_type="text/html", charset="utf-8")
+    return web.Response(status=status, body=text, content_type="text/html", charset="utf-8")
 
 
 # --- questions ------------------------------------------------------------------------------------

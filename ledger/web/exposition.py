@@ -7,7 +7,7 @@ format that Prometheus and its kin read; nothing is kept between two questions.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,8 @@ from artel.ledger.web.site import LedgerSite
 
 _DUMPS = partial(json.dumps, allow_nan=False)
 
-Document = Callable[[web.Request], Awaitable[dict[str, Any]]]
-"""An object of a daemon's API, as of now."""
+Document = Callable[[], dict[str, Any]]
+"""An object of a daemon's API, as of now; called in a thread, as it may take a while."""
 Values = float | Mapping[str, float | None] | None
 """A number, or numbers by the value of a label; None is not known and not shown."""
 
@@ -57,32 +57,50 @@ def application(
     """
 
     async def metrics(request: web.Request) -> web.Response:
-        return _exposed(gate, numbers(await documents["status"](request)))
+        status = documents["status"]
+        data = await site.made("metrics", lambda: _exposed(gate, numbers(status())))
+        return web.Response(body=data, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = gate.application()
     app.router.add_get("/", page)
     app.router.add_get("/metrics", metrics)
     for name, document in documents.items():
-        app.router.add_get(f"/api/v1/{name}", _json_of(document))
+        app.router.add_get(f"/api/v1/{name}", _json_of(site, name, document))
     site.add_routes(app)
     return app
 
 
-def _json_of(document: Document) -> Handler:
+def _json_of(site: LedgerSite, name: str, document: Document) -> Handler:
     async def answer(request: web.Request) -> web.Response:
-        return web.json_response(await document(request), dumps=_DUMPS)
+        return await object_of(site, name, document)
 
     return answer
 
 
-def _exposed(gate: Gate, families: Iterable[Metric]) -> web.Response:
+async def object_of(site: LedgerSite, key: Hashable, document: Document) -> web.Response:
+    """The answer with an object; ``key`` says which (:meth:`ledger.web.site.LedgerSite.made`)."""
+    data = await site.made(key, lambda: _encoded(document()))
+    return web.Response(body=data, content_type="application/json", charset="utf-8")
+
+
+def _encoded(facts: dict[str, Any]) -> bytes:
+    """JSON; lists item by item, as one call of the encoder lets no other thread run."""
+    parts = (f"{_DUMPS(name)}: {_text(value)}" for name, value in facts.items())
+    return f"{{{', '.join(parts)}}}".encode()
+
+
+def _text(value: object) -> str:
+    return f"[{', '.join(map(_DUMPS, value))}]" if isinstance(value, list) else _DUMPS(value)
+
+
+def _exposed(gate: Gate, families: Iterable[Metric]) -> bytes:
     """These numbers, those of the web server, and of the process."""
-    answers = metric("artel_http_answers_total", "Answers by HTTP status.", gate.answers, "status")
+    counted = dict(gate.answers)  # it goes on counting
+    answers = metric("artel_http_answers_total", "Answers by HTTP status.", counted, "status")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Now([*families, answers]))
     ProcessCollector(registry=registry)
-    headers = {"Content-Type": CONTENT_TYPE_LATEST}
-    return web.Response(body=generate_latest(registry), headers=headers)
+    return generate_latest(registry)
 
 
 class _Now(Collector):

@@ -33,12 +33,14 @@ from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.identity import HomeLock
 from artel.protocol.net.http import API_FILE, announced
-from artel.protocol.net.limits import RateLimits, network_of, on_loopback
+from artel.protocol.net.limits import RateLimits, network_of, on_loopback, used_up
 from artel.protocol.options import Endpoint, check_port_free
 
 log = logging.getLogger("artel.web")
 
 MAX_LINE_BYTES = 4096
+SMALL_BYTES = 64 << 10
+"""Answers up to this size are sent whatever lies there: all connections hold 16 MiB of them."""
 BACKLOG = 64
 SWEEP_S = 0.5
 TOLD_EVERY_S = 60.0
@@ -79,6 +81,9 @@ class Limits:
     """Seconds in which a new connection has to send a whole request head."""
     request_s: float = 60.0
     """Seconds from one request to the next on a connection: it has to take the answer in them."""
+    untaken_bytes: int = 32 << 20
+    """Of answers that lie here because they are not taken; beside so many only small ones are sent,
+    and no address has more than a quarter of them once it is half as many."""
     posts: int = 20
     """Requests that change something from one address, at once ..."""
     posts_per_s: float = 1.0
@@ -205,7 +210,7 @@ class Gate:
 
     async def _admitted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         visitor = network_of(request.remote or "")
-        if self._busy_for(visitor):
+        if used_up(self._active, self.limits.requests, visitor):
             return busy("too many requests at the same time", 503)
         if request.method == "POST":
             if _from_another_site(request):
@@ -214,13 +219,22 @@ class Gate:
                 return busy("too many requests from your address", 429)
         self._active[visitor] += 1
         try:
-            return await self._answered(request, handler)
+            response = await self._answered(request, handler)
         finally:
             self._active -= Counter((visitor,))  # without the one that has none left
+        # Nothing comes between this and the writing of it.
+        if (response.content_length or 0) > SMALL_BYTES and self._untaken_by(visitor):
+            return busy("too much of what was asked for is not taken", 503)
+        return response
 
-    def _busy_for(self, visitor: str) -> bool:
-        active, most = self._active.total(), self.limits.requests
-        return active >= most or (2 * active >= most and 4 * self._active[visitor] >= most)
+    def _untaken_by(self, visitor: str) -> bool:
+        """Whether so much lies here that a visitor gets no more of it."""
+        held: Counter[str] = Counter()
+        for connection in self._deadlines:
+            transport = connection.transport
+            if transport is not None and (size := transport.get_write_buffer_size()):
+                held[network_of(_address_of(connection))] += size
+        return used_up(held, self.limits.untaken_bytes, visitor)
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -54,6 +54,7 @@ from artel.ledger.web.context import Context
 from artel.ledger.web.pages import account_page, entry_page, round_page
 from artel.ledger.web.render import Templates
 from artel.ledger.web.server import Handler, url_of
+from artel.ledger.web.turns import Turns
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, UsageError
 
@@ -63,11 +64,12 @@ SetAlias = Callable[[bytes, str], Awaitable[None]]
 View = Callable[[Context, Mapping[str, str]], dict[str, Any]]
 """What a page shows, from what was asked (path and query); raises UsageError for what is not."""
 
-PAGES: tuple[tuple[str, str, View], ...] = (
-    ("/round/{number}", "round.html", round_page),
-    ("/shares", "shares.html", lists.shares_page),
-    ("/entries", "entries.html", lists.entries_page),
+PAGES: tuple[tuple[str, str, View, tuple[str, ...]], ...] = (
+    ("/round/{number}", "round.html", round_page, ("number",)),
+    ("/shares", "shares.html", lists.shares_page, ()),
+    ("/entries", "entries.html", lists.entries_page, ("kind", "round", "before")),
 )
+"""Path, template, what it shows, and what it is asked."""
 
 THREADS = 4
 BYTES = "application/octet-stream"
@@ -99,6 +101,7 @@ class LedgerSite:
         self._info = info
         # Threads of its own: visitors who ask for much do not hold up the daemon's other work.
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="web")
+        self._turns = Turns()
         self.templates = Templates()
 
     def add_routes(self, app: web.Application) -> None:
@@ -110,14 +113,15 @@ class LedgerSite:
         add("/ledger/{path:.+}", self._file)
         add("/entry/{index}", self._entry_page)
         add("/account/{key}", self._account_page)
-        for path, template, view in PAGES:
-            add(path, self._page_of(template, view))
+        for path, template, view, names in PAGES:
+            add(path, self._page_of(template, view, names))
         add("/shares.csv", self._shares_csv)
         app.router.add_post("/ledger/submit", self._submitted)
         app.router.add_post("/ledger/alias", self._alias_set)
         app.on_cleanup.append(self._stop)
 
     async def _stop(self, app: web.Application) -> None:
+        await self._turns.close()
         await asyncio.to_thread(self._threads.shutdown, wait=True, cancel_futures=True)
 
     async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
@@ -204,15 +208,15 @@ class LedgerSite:
 
     # --- pages ------------------------------------------------------------------------------------
 
-    def _page_of(self, template: str, view: View) -> Handler:
+    def _page_of(self, template: str, view: View, names: tuple[str, ...]) -> Handler:
         async def answer(request: web.Request) -> web.Response:
-            return await self.page(request, template, view)
+            return await self.page(request, template, view, names)
 
         return answer
 
     async def _shares_csv(self, request: web.Request) -> web.Response:
-        text = await self.read(lists.shares_csv)
-        return download(text.encode(), "text/csv", "shares.csv", "no-store")
+        data = await self.made("shares.csv", lambda: self.look(lists.shares_csv).encode())
+        return download(data, "text/csv", "shares.csv", "no-store")
 
     async def _entry_page(self, request: web.Request) -> web.Response:
         given = request.match_info["index"]
@@ -222,7 +226,9 @@ class LedgerSite:
             index = whole(given, "an index")
         except UsageError as wrong:
             return self._not_here(wrong)
-        return await self.page(request, "entry.html", lambda page, _: entry_page(page, index))
+        return await self.page(
+            request, "entry.html", lambda page, _: entry_page(page, index), ("index",)
+        )
 
     async def _found(self, prefix: str) -> web.Response:
         """Send the reader of an entry id on to the entry."""
@@ -237,33 +243,45 @@ class LedgerSite:
             found = await self._in_thread(self._state().accounts_like, given)
             if len(found) == 1:
                 return web.Response(status=302, headers={"Location": f"/account/{found.pop()}"})
-        return await self.page(request, "account.html", account_page)
+        names = ("key", "kind", "state", "before")
+        return await self.page(request, "account.html", account_page, names)
 
-    async def page(self, request: web.Request, template: str, view: View) -> web.Response:
-        """A page for people, or one that says that there is none."""
-        asked = {**request.query, **request.match_info}
+    async def page(
+        self, request: web.Request, template: str, view: View, names: Iterable[str] = ()
+    ) -> web.Response:
+        """A page for people, or one that says that there is none.
+
+        :param names: what the view goes by of what was asked; it is given no more
+        """
+        given = {**request.query, **request.match_info}
+        asked = {name: given[name] for name in names if name in given}
+        url = url_of(request, self._info().get("addresses", ()))
 
         def render(page: Context) -> str:
             return self.templates.render(template, page=page, **view(page, asked))
 
+        key = (template, url, *asked.items())
         try:
-            url = url_of(request, self._info().get("addresses", ()))
-            return html(await self.read(render, url))
+            return html(await self.made(key, lambda: self.look(render, url).encode()))
         except UsageError as wrong:
             return self._not_here(wrong)
 
     def _not_here(self, wrong: UsageError) -> web.Response:
         text = self.templates.render("error.html", message=wrong.message, hint=wrong.hint)
-        return html(text, 404)
+        return html(text.encode(), 404)
 
-    async def read(self, look: Callable[[Context], T], url: str = "") -> T:
-        """Look at the ledger in a thread, all of it as of one entry.
+    async def made(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What takes work, made in a thread when it is its turn (:class:`ledger.web.turns.Turns`).
+
+        :param key: the same for whatever is made in the same way
+        """
+        return await self._turns.get(key, make)
+
+    def look(self, look: Callable[[Context], T], url: str = "") -> T:
+        """Look at the ledger, all of it as of one entry; takes a while.
 
         :raises UsageError: when there is none yet
         """
-        return await self._in_thread(self._look, look, url)
-
-    def _look(self, look: Callable[[Context], T], url: str) -> T:
         state = self._state()
         if not state.size:
             raise UsageError("the ledger is still empty", "try again in a moment")

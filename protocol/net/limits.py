@@ -1,10 +1,11 @@
-"""How often somebody may do something (token buckets), and who is one somebody (networks)."""
+"""How often somebody may do something (token buckets), how much one may hold of what is there for
+all, and who is one somebody (networks)."""
 
 from __future__ import annotations
 
 import ipaddress
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 
 
@@ -75,3 +76,10 @@ def network_of(address: str) -> str:
             return str(ipaddress.ip_network((int(parsed) >> 64 << 64, 64)))
         return str(parsed.ipv4_mapped)
     return str(parsed)
+
+
+def used_up(held: Counter[str], most: int, visitor: str) -> bool:
+    """Whether a visitor gets no more of what is bounded for all: it is all held or, once half of it
+    is, a quarter by that visitor."""
+    total = held.total()
+    return total >= most or (2 * total >= most and 4 * held[visitor] >= most)

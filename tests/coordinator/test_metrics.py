@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artel.coordinator.metrics import Metrics, Numbers
+from artel.coordinator.metrics import MemberMetrics, Metrics, Numbers
 from artel.protocol.messages import Report
 
 
@@ -40,15 +41,20 @@ def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> 
     stranger = report({"slice": 1 << 50}, {}, idle=9.0)
     numbers.agreed(2, ["a"], {"a": report({"slice": 20}, {"control": 30}), "c": stranger})
     rounds = metrics.rounds
-    assert rounds[0].traffic == {
-        "a": {"up": {"slice": 100}, "down": {"control": 7}},
-        "b": {"up": {}, "down": {}},
-    }
-    assert rounds[1].traffic == {"a": {"up": {"control": 1, "slice": 50}, "down": {}}}
-    assert rounds[2].traffic == {"a": {"up": {"slice": 20}, "down": {"control": 30}}}
-    assert (rounds[0].steps, rounds[0].seconds["training"]) == ({"a": 8, "b": 2}, 5.0)
-    assert (rounds[1].computing, rounds[2].computing) == ({"a": 0.8}, {})
+    assert (rounds[0].up, rounds[0].down) == ({"slice": 100}, {"control": 7})
+    assert (rounds[0].steps, rounds[0].left_out) == ((2, 8), {"late": 1})
+    assert (rounds[0].computing, rounds[0].seconds["training"]) == (None, 5.0)
+    members = rounds[1].by_member
+    assert members.traffic == {"a": {"up": {"control": 1, "slice": 50}, "down": {}}}
+    assert (members.steps, members.computing, rounds[1].computing) == ({"a": 8}, {"a": 0.8}, 0.8)
+    members = rounds[2].by_member
+    assert members.traffic == {"a": {"up": {"slice": 20}, "down": {"control": 30}}}
     assert Metrics(metrics.path).rounds == rounds, "a coordinator that starts again knows them"
+    # What there was of each member stays in the file alone.
+    assert rounds[0].by_member == MemberMetrics()
+    first = json.loads(metrics.path.read_text().splitlines()[0])["by_member"]
+    assert (first["steps"], first["rejected"]) == ({"a": 8, "b": 2}, {"b": "late"})
+    assert first["traffic"]["b"] == {"up": {}, "down": {}}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +62,8 @@ def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> 
     [
         '{"round": 1e999}',
         '{"round": 1, "loss": 1e308}',
-        '{"round": 1, "computing": {"a": NaN}}',
+        '{"round": 1, "computing": NaN}',
+        '{"round": 1, "by_member": {"computing": {"a": NaN}}}',
         '{"round": 1, "seconds": 5}',
         "[]",
         '{"round": 1, "loss"',

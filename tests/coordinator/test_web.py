@@ -8,17 +8,20 @@ import hashlib
 import json
 import math
 import re
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
-from artel.coordinator.metrics import Metrics
+from artel.coordinator import api
+from artel.coordinator.metrics import MemberMetrics, Metrics, Numbers
 from artel.coordinator.peer import Peer
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.service import Coordinator
@@ -30,8 +33,9 @@ from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
+from artel.ledger.web import exposition
 from artel.ledger.web.server import Gate
-from artel.protocol.identity import Identity, short_peer
+from artel.protocol.identity import Identity
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import (
     DataFacts,
@@ -42,7 +46,7 @@ from artel.protocol.manifest import (
     run_id,
     sign,
 )
-from artel.protocol.messages import MAX_LOSS, Cosigned, Report
+from artel.protocol.messages import MAX_LOSS, Cosigned, Kind, Report
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.run_file import parse_config
@@ -139,15 +143,18 @@ async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
 def numbers(folder: Path, late: str) -> Metrics:
     metrics = Metrics(folder / "metrics.jsonl")
     first = metrics.of(0)
-    first.members, first.accepted, first.rejected = 3, 2, {late: "late"}
+    first.members, first.accepted, first.left_out = 3, 2, {"late": 1}
     first.loss, first.validation = 6.1, 6.9
     first.seconds = {"training": 8.0, "revealing": 0.25, "applying": 0.5}
-    first.steps, first.tokens = {late: 4, "b": 32}, 1234
-    first.traffic = {
-        late: {"up": {"control": 1000, "contribution": 20_000}, "down": {"slice": 3000}},
-        "b": {"up": {"control": 3000}, "down": {}},
-    }
-    first.computing = {late: 0.9, "b": 0.98}
+    first.steps, first.tokens, first.computing = (4, 32), 1234, 0.94
+    first.up, first.down = {"contribution": 20_000, "control": 4000}, {"slice": 3000}
+    first.by_member = MemberMetrics(
+        rejected={late: "late"},
+        traffic={
+            late: {"up": {"control": 1000, "contribution": 20_000}, "down": {"slice": 3000}},
+            "b": {"up": {"control": 3000}, "down": {}},
+        },
+    )
     metrics.of(1).validation = 5.75
     return metrics
 
@@ -363,9 +370,8 @@ async def test_the_page_shows_what_the_api_says(
         "contribution 4.00 MB, control 1.00 MB"
     )
     (row,) = page.section("rounds").rows()
-    late = world.members[2].peer_id
-    assert (row["steps each"].text, row["sent / node"].text) == ("4 to 32", "0.01 MB")
-    assert short_peer(late) in row["left out"].text
+    assert (row["steps each"].text, row["sent / node"].text) == ("4 to 32", "7,999 B")
+    assert row["left out"].text == "1 late"
     told = list(row["left out"].all("span"))[-1].attributes["title"]
     assert told == reasons.explain(reasons.LATE)
     shares = page.section("shares").rows()
@@ -389,9 +395,8 @@ async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
     client: Client, core: Coordinator, world: World
 ) -> None:
     connect(core, world.members[0].peer_id, phase="<img/src=x onerror=1"[:20])
-    core.metrics.of(0).rejected = {NASTY: NASTY}
-    core.metrics.of(0).steps = {NASTY: 4, "b": 5}
-    core.metrics.of(0).traffic = {NASTY: {"up": {NASTY: 5}, "down": {NASTY: 5}}}
+    core.metrics.of(0).left_out = {NASTY: 1}
+    core.metrics.of(0).up = core.metrics.of(0).down = {NASTY: 5}
     report = core.peers[world.members[0].peer_id].report
     core.peers[world.members[0].peer_id].report = report.model_copy(
         update={"up_by_kind": {NASTY: 7}, "down_by_kind": {NASTY: 7}}
@@ -491,6 +496,74 @@ async def test_members_come_first_and_they_alone_count_for_the_speed(
     ]
     page = await (await client.get("/")).text()
     assert "1,234 tokens per second" in page
+
+
+DOCUMENTS = ("/", "/metrics", "/api/v1/run", "/api/v1/status", "/api/v1/rounds", "/api/v1/shares")
+
+
+async def test_what_grows_with_members_or_rounds_is_not_made_in_the_event_loop(
+    client: Client, core: Coordinator, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(core, world.members[0].peer_id)
+    seen: list[str] = []
+
+    def watched(owner: object, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            assert threading.current_thread() is not threading.main_thread(), name
+            seen.append(name)
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, call)
+
+    for name in ("run_facts", "status_facts", "rounds_facts"):
+        watched(api, name)
+    watched(exposition, "_encoded")
+    watched(exposition, "generate_latest")
+    for path in DOCUMENTS:
+        reply = await client.get(path)
+        assert reply.status == 200, path
+    assert Counter(seen) == {
+        "run_facts": 2,
+        "status_facts": 3,
+        "rounds_facts": 2,
+        "_encoded": 4,
+        "generate_latest": 1,
+    }
+
+
+async def sizes(client: Client) -> list[int]:
+    paths = ("/api/v1/rounds?last=1000", "/")
+    return [len(await (await client.get(path)).read()) for path in paths]
+
+
+async def test_a_round_of_many_members_is_as_short_in_lists_as_one_of_few(
+    client: Client, core: Coordinator
+) -> None:
+    async def with_members(count: int) -> list[int]:
+        core.metrics.path.unlink(missing_ok=True)
+        metrics = Metrics(core.metrics.path)
+        numbers = Numbers(metrics, lambda: 1.0, None)
+        steps = {f"12D3KooW{number:044d}": 100 + number for number in range(count)}
+        kinds = dict.fromkeys(get_args(Kind), 1 << 40)
+        told = Report(
+            **{"state_round": 1, "state_root": "", "phase": "x", "loss": 2.0},
+            **{"up_by_kind": kinds, "down_by_kind": kinds, "seconds": {"train": 2.0}},
+        )
+        for number in range(100):
+            numbers.opened(number, steps)
+            numbers.phase(number, "training")
+            numbers.closed(number, [], dict.fromkeys(steps, "late"))
+            numbers.agreed(number, list(steps), dict.fromkeys(steps, told))
+        core.metrics = Metrics(metrics.path)
+        return await sizes(client)
+
+    few, many = await with_members(2), await with_members(200)
+    for small, large in zip(few, many, strict=True):
+        assert large < 1.1 * small, "each member would be some 300 bytes"
+    detailed = [row for row in core.metrics.rounds.values() if row.by_member != MemberMetrics()]
+    assert [row.round for row in detailed] == [98, 99], "nor do they fill the memory"
 
 
 async def test_health_is_plain_text(client: Client) -> None:

@@ -268,7 +268,7 @@ async def test_pages_and_commands_say_the_same_of_what_is_final(
     for size, members in steps:
         if members:
             ledger.cosign(size, *members)
-        page = await ledger.site.read(lambda page: page)
+        page = await asyncio.to_thread(ledger.site.look, lambda page: page)
         with home_view(ledger.store.path.parent) as view:
             assert page.standing["final"] == view.final_size
             assert page.standing["witnesses_wanted"] == view.needed
@@ -979,6 +979,32 @@ async def test_a_slow_client_does_not_keep_its_connection() -> None:
             each.close()
         assert stuck
         assert b"200" in await door.ask("/quick")
+
+
+async def test_answers_that_nobody_takes_are_bounded() -> None:
+    door = Door(Limits(untaken_bytes=160 << 20))
+    async with door.gate.listening(door.application(), door.listener):
+        greedy = []
+
+        async def begun(visitor: str) -> bytes:
+            """The first line of a large answer of which no more is taken."""
+            reader, writer = await door.connect(visitor)
+            greedy.append(writer)
+            writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+            return await reader.readline()
+
+        assert b"200" in await begun("127.0.0.2")
+        assert b"200" in await begun("127.0.0.2")
+        assert b"503" in await begun("127.0.0.2"), "it has more than a quarter of them"
+        assert b"200" in await door.ask("/quick", "127.0.0.2")
+        assert b"200" in await begun("127.0.0.3")
+        assert b"503" in await begun("127.0.0.4"), "nothing is left"
+        assert b"200" in await door.ask("/quick", "127.0.0.4")
+        for writer in greedy:
+            writer.transport.abort()
+        async with asyncio.timeout(20):
+            while b"200" not in await door.ask("/large", "127.0.0.2"):
+                await asyncio.sleep(0.05)
 
 
 async def test_a_body_that_never_comes_is_the_senders_fault() -> None:
