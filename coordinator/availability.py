@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from artel.coordinator import intake
 from artel.coordinator.service import Coordinator
@@ -26,6 +26,7 @@ from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import IndexItem
 from artel.protocol.identity import short_peer
+from artel.protocol.members import distrusted
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.round_state import Phase
@@ -54,8 +55,10 @@ class Availability:
         self._core = coordinator
         self._sampling = asyncio.Semaphore(SAMPLED_AT_ONCE)
         self._fetching = asyncio.Semaphore(FETCHED_AT_ONCE)
-        self._place = (-1, -1)  # the attempt that the next one is about
+        self._place = (-1, -1)  # the attempt that the next three are about
         self._lacking: Counter[str] = Counter()  # by node
+        self._looks: set[asyncio.Future[None]] = set()  # under way
+        self._withheld: set[str] = set()  # whose contributions cannot be had
         self._settle_s = coordinator.manifest.config.rounds.settle_s
 
     @property
@@ -75,11 +78,15 @@ class Availability:
     async def require(
         self, body: entries.Contribution, shape: Shape, pieces: Sequence[IndexItem]
     ) -> None:
-        """Have holders show some of a contribution's slices.
+        """Have holders show some of a contribution's slices, or get all of them for a while after
+        newcomers have kept some back: of these at most one sits in a round then.
 
         :param pieces: what its index says of all of them
         :raises NotCounted: one is shown by nobody, or is not what the index says
         """
+        if distrusted(self._core.state, body.node):
+            await self._get_all(body, shape, pieces)
+            return
         numbers = random.SystemRandom().sample(range(len(pieces)), k=min(SAMPLES, len(pieces)))
 
         async def look(number: int) -> None:
@@ -90,6 +97,19 @@ class Availability:
         # At once: one after the other, holders that are gone would take longer than the round has.
         async with self._sampling:
             await together(map(look, numbers))
+
+    async def _get_all(
+        self, body: entries.Contribution, shape: Shape, pieces: Sequence[IndexItem]
+    ) -> None:
+        core = self._core
+        async with self._sampling:
+            await self._bring({body.node: pieces}, self._patience(), core.rules.reveal)
+            for number, piece in enumerate(pieces):
+                if (path := core.blobs.path(piece.blob)) is None:
+                    detail = f"nobody gives its slice {number}"
+                    raise intake.NotCounted(round_state.MISSING_REVEAL, detail)
+                data = await asyncio.to_thread(path.read_bytes)
+                await asyncio.to_thread(intake.check_piece, body, shape, number, piece, data)
 
     async def _shown(self, node: str, slice: int, piece: IndexItem) -> bytes:
         """The first chunk of a slice, from one of its holders; or else all of it, from its maker.
@@ -138,9 +158,7 @@ class Availability:
             raise wire.Refused("this attempt is over", code="stale")
         if not self.needed or not {peer, request.node} <= {*state.accepted}:
             raise wire.Refused("this node has no slices to combine", code="not_member")
-        if self._place != place:
-            self._place = place
-            self._lacking.clear()
+        self._begin(place)
         self._lacking[peer] += 1
         if self._lacking[peer] > LACKS_EACH:
             raise wire.Refused("too many tries in this round", code="too_many")
@@ -154,18 +172,36 @@ class Availability:
 
         :raises ArtelError: something cannot be had; the attempt is over
         """
-        core = self._core
+        self._begin((attempt.round, attempt.attempt))
         listed = {node: (await self._listed(attempt, node))[1] for node in attempt.accepted}
+        await self._bring(listed, max(LEAST_S, self._settle_s / 4))
+        looks = (self._have(attempt, node, range(len(of))) for node, of in listed.items())
+        for error in await asyncio.gather(*looks, return_exceptions=True):
+            if isinstance(error, BaseException):
+                raise error
+
+    async def _bring(
+        self,
+        listed: Mapping[str, Sequence[IndexItem]],
+        patience: float,
+        seconds: float | None = None,
+    ) -> None:
+        """Get what can be had of all slices of these nodes' contributions, in this time if any."""
         wanted = [
             Wanted(piece.blob, [node, *self._holders(node, number)], piece.size, "contribution")
             for node, pieces in listed.items()
             for number, piece in enumerate(pieces)
         ]
-        # What does not come, shows below.
-        patience = max(LEAST_S, self._settle_s / 4)
-        await delivery.fetch_some(core.host, core.blobs, wanted, patience=patience)
-        for node, pieces in listed.items():
-            await self._have(attempt, node, range(len(pieces)))
+        await delivery.fetch_some(self._core.host, self._core.blobs, wanted, seconds, patience)
+
+    def _begin(self, place: tuple[int, int]) -> None:
+        if self._place != place:
+            self._place = place
+            self._lacking.clear()
+            self._withheld.clear()
+
+    def _patience(self) -> float:
+        return max(LEAST_S, self._settle_s * KEPT_BACK)
 
     async def _listed(
         self, attempt: Attempt, node: str
@@ -183,23 +219,49 @@ class Availability:
         )
 
     async def _have(self, attempt: Attempt, node: str, slices: Sequence[int]) -> None:
-        """Get slices of a contribution, and end the attempt if that cannot be."""
+        """Get slices of a contribution, and end the attempt if that cannot be.
+
+        :raises Refused: it cannot; all of whom that is known by then are struck together, so that
+            many cost one attempt
+        """
         core, (body, pieces) = self._core, await self._listed(attempt, node)
-        shape = core.shape(len(attempt.accounts))
-        patience = max(LEAST_S, self._settle_s * KEPT_BACK)
-        for number in slices:
-            if number >= len(pieces):
-                raise wire.Refused("the round has no such slice", code="malformed")
-            piece = pieces[number]
+        shape, place = core.shape(len(attempt.accounts)), (attempt.round, attempt.attempt)
+        if slices and slices[-1] >= len(pieces):
+            raise wire.Refused("the round has no such slice", code="malformed")
+        reason, look = "", asyncio.get_running_loop().create_future()
+        self._looks.add(look)
+        try:
+            for number in slices:
+                reason = reason or await self._missing(body, shape, number, pieces[number])
+            if reason and self._place == place:
+                self._withheld.add(node)
+        finally:
+            self._looks.discard(look)
+            look.set_result(None)
+        if not reason:
+            return
+        if self._looks:
+            await asyncio.wait(self._looks, timeout=self._patience())
+        if self._place == place:
+            named = frozenset(self._withheld)
+            await core.feed(round_state.Withheld(core.clock(), *place, named))
+        raise wire.Refused("nobody gives that slice as it should be", code=reason)
+
+    async def _missing(
+        self, body: entries.Contribution, shape: Shape, number: int, piece: IndexItem
+    ) -> str:
+        """Get one slice. Why that cannot be; "" when it is here."""
+        node = body.node
+        async with self._fetching:
+            if node in self._withheld:
+                return round_state.MISSING_REVEAL
             try:
-                async with self._fetching:
-                    holders = [node, *self._holders(node, number)]
-                    data = await self._obtain(holders, piece, patience)
+                holders = [node, *self._holders(node, number)]
+                data = await self._obtain(holders, piece, self._patience())
                 await asyncio.to_thread(intake.check_piece, body, shape, number, piece, data)
             except (intake.NotCounted, Unreachable) as error:
                 reason = getattr(error, "reason", round_state.MISSING_REVEAL)
                 said = {"node": short_peer(node), "slice": number, "reason": reason}
                 emit(log, "contribution.withheld", logging.WARNING, **said)
-                place = (attempt.round, attempt.attempt)
-                await core.feed(round_state.Withheld(core.clock(), node, *place, reason))
-                raise wire.Refused("nobody gives that slice as it should be", code=reason) from None
+                return str(reason)
+        return ""

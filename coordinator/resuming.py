@@ -61,6 +61,7 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
             sat=before.sat,
             proven=before.proven,
             unawaited=before.unawaited,
+            wary_until=before.wary_until,
         )
     else:
         # As if all had just been heard of, somewhere else: so the first round waits a moment for

@@ -52,6 +52,18 @@ def resting(state: RunState) -> dict[str, str]:
     return {peer: state.pauses[peer].account for peer in out}
 
 
+def wary(state: RunState) -> bool:
+    """Whether a newcomer has kept back what it had contributed, not long ago. Then at most one sits
+    in a round, and none in its repetitions."""
+    return state.on_members and state.round <= state.wary_until
+
+
+def distrusted(state: RunState, peer: str) -> bool:
+    """Whether a node is such a newcomer: what it contributes has to be with the coordinator before
+    it counts, so that nothing of it can be kept back."""
+    return wary(state) and not _seat(state, peer).standing
+
+
 def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
     """Who the attempt that comes next is opened with, ascending; () when there are too few.
 
@@ -64,7 +76,8 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
 
     Where places are short, everybody gets one now and then. Once the run rests on its members, half
     of the places go to accounts with standing as the lot has drawn them, a quarter to those of
-    their nodes that have waited longest, and a quarter to newcomers (:mod:`protocol.seats`). Before
+    their nodes that have waited longest, and a quarter to newcomers (:mod:`protocol.seats`); see
+    also :func:`wary`. Before
     that a quarter goes to nodes that have not signed an agreed state yet, and of all others those
     that have waited longest come first. Who has fewer strikes comes before who has more.
     """
@@ -84,7 +97,8 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
         chosen[by_lot:] = sorted(chosen[by_lot:], key=partial(_waits, state))
         # Whoever sits out has its seat: else nodes of one account would take turns.
         out = Counter(name for peer, name in resting(state).items() if peer not in chosen)
-        chosen = seated(chosen, state.seats, rules.max_nodes, out, quarter)
+        most = int(not state.failed) if wary(state) else rules.max_nodes
+        chosen = seated(chosen, state.seats, rules.max_nodes, out, quarter, most)
     elif len(chosen) > rules.max_nodes:
         known = sorted((p for p in chosen if _known(state, p)), key=partial(_waits, state))
         new = [peer for peer in chosen if peer not in known]

@@ -3,9 +3,9 @@
 A member is *struck* when it was in the way: it committed to nothing, showed nothing, signed no
 state or another one than the rest, in an attempt that failed for that; or it committed a fault. The
 first time this costs nothing but the rest of that round. From then on each time doubles the rounds
-that are opened without it: 1, 2, 4, 8, 16, 16, ... Every eighth signature under an agreed state
-halves its strikes: who was in the way in every second round, after one signature, could be so for
-ever.
+that are opened without it: 1, 2, 4, 8, 16, 16, ... (At once where it kept back what it had shown to
+have.) Every eighth signature under an agreed state halves its strikes: who was in the way in every
+second round, after one signature, could be so for ever.
 
 An account has several nodes, and each begins without strikes. So a node counts with its own ones
 one for each other node of its account that has any, but none more than the one of them with the
@@ -24,6 +24,10 @@ MAX_STRIKES = 2 + MAX_PAUSE.bit_length() - 1
 """More do not make a pause longer."""
 FIRST_WAIT_S = 5.0
 MAX_WAIT_S = 300.0
+WITHHELD = "kept back what it has contributed"
+"""The reason for which even the first time is not free."""
+WARY = 32
+"""Rounds with few newcomers, after one of them did that (:func:`protocol.members.wary`)."""
 FORGIVING = 8
 """Signatures that halve the strikes of a node."""
 
@@ -57,7 +61,8 @@ def struck(
         account = owner(peer)
         others = [p.strikes for name, p in pauses.items() if p.account == account and name != peer]
         own = pauses[peer].strikes if peer in pauses else 0
-        strikes = min(1 + min(own + len(others), max([own, *others])), MAX_STRIKES)
+        strikes = 1 + min(own + len(others), max([own, *others]))
+        strikes = min(max(strikes, 2 if reason == WITHHELD else 1), MAX_STRIKES)
         until = round + (2 ** (strikes - 2) if strikes > 1 else 0)
         after[peer] = Pause(strikes, until, reason, account)
     return after

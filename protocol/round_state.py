@@ -6,7 +6,7 @@ Everything is a frozen value. :mod:`protocol.rounds` has the machine.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -154,7 +154,7 @@ class RunState:
     accused: frozenset[int] = frozenset()
     """Slices that their checkers call wrong; a vote has to know of all of them."""
     weights: Mapping[str, int] = field(default_factory=dict)
-    """Accepted member to what its signature weighs, see :func:`carries`."""
+    """Accepted member to what its signature weighs, see :func:`.seats.carries`."""
     outside: frozenset[str] = frozenset()
     """Nodes with standing that are no part of this attempt and compute its state too: their words
     weigh nothing, but none of them may differ."""
@@ -172,8 +172,8 @@ class RunState:
     """Those that are recorded."""
     again: frozenset[str] = frozenset()
     """Who had signed before a slice was called wrong, and had to look again."""
-    withheld: Mapping[str, str] = field(default_factory=dict)
-    """Accepted members whose contribution cannot be used, and why: the attempt is over."""
+    withheld: frozenset[str] = frozenset()
+    """Accepted members whose contribution cannot be used: the attempt is over."""
     handed_back: frozenset[str] = frozenset()
     """Members whose contribution stays and whose vote is not waited for."""
     delivered: frozenset[str] = frozenset()
@@ -194,6 +194,8 @@ class RunState:
     """Node to the newest round that it was a member of."""
     on_members: bool = False
     """The run rests on its members: few of a round's may be newcomers."""
+    wary_until: int = -1
+    """The last round of a run that rests on its members in which :func:`.members.wary` holds."""
     unranked: bool = False
     """A state was agreed on, and who has which seat now is yet to be said."""
 
@@ -214,19 +216,6 @@ class RunState:
         known = [p for p in self.votes if self.weights.get(p, 0) or p in self.outside]
         differ = len({self.votes[peer].root for peer in known}) > 1
         return not self.own and (self.recompute or differ)
-
-
-def carries(weights: Mapping[str, int], accepted: Collection[str], signers: Iterable[str]) -> bool:
-    """Whether these signers of a state are enough: more than half of the standing of all accepted;
-    as long as none of them has any, more than half of their number.
-
-    :param weights: node to its part of its account's standing when the round was closed
-    """
-    signed = [peer for peer in signers if peer in accepted]
-    total = sum(weights.get(peer, 0) for peer in accepted)
-    if not total:
-        return 2 * len(signed) > len(accepted)
-    return 2 * sum(weights.get(peer, 0) for peer in signed) > total
 
 
 # --- events; each carries the time at which it happened, in seconds on any steady clock ---
@@ -335,13 +324,6 @@ class Combined(AttemptEvent):
 
 
 @dataclass(frozen=True)
-class Withheld(AttemptEvent):
-    """What an accepted member has contributed cannot be had, or is not what it said."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
 class Grounds:
     """What is known of a closed attempt: what each accepted member's signature weighs, whether the
     coordinator has to compute the state too, which nodes with standing are outside, and how many
@@ -367,6 +349,16 @@ class Recomputed:
 
 
 @dataclass(frozen=True)
+class Withheld:
+    """What these accepted members have contributed cannot be had, or is not what they said."""
+
+    now: float
+    round: int
+    attempt: int
+    peers: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Held(AttemptEvent):
     """A signer was asked for the state with this root, and gave it or not."""
 
@@ -374,8 +366,8 @@ class Held(AttemptEvent):
     held: bool
 
 
-OfSlices = Accused | Combined | Withheld
-Checks = Grounds | Recomputed | Held
+OfSlices = Accused | Combined
+Checks = Grounds | Recomputed | Withheld | Held
 """What the coordinator finds out about a state that is being agreed on."""
 Event = (
     Tick

@@ -77,8 +77,8 @@ from artel.protocol.round_state import (
     Tick,
     Vote,
     Withheld,
-    carries,
 )
+from artel.protocol.seats import carries
 
 
 def step(rules: RoundRules, state: RunState, event: Event) -> tuple[RunState, list[Action]]:
@@ -177,7 +177,7 @@ def _apply(state: RunState, event: Event) -> RunState:
     if isinstance(event, Combined):
         return replace(state, combined=state.combined | {event.slice})
     if isinstance(event, Withheld):
-        return replace(state, withheld={**state.withheld, event.peer: event.reason})
+        return replace(state, withheld=event.peers)
     if isinstance(event, Grounds):
         # Nobody has a seat outside: a paused node would be followed by the next one of its account.
         paused = resting(state).values()
@@ -268,6 +268,7 @@ def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState,
         seats=state.seats,
         sat=sat_now(state, members),
         on_members=state.on_members,
+        wary_until=state.wary_until,
     )
     return state, [OpenRound(state.round, state.attempt, state.base, members)]
 
@@ -320,7 +321,9 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
     accepted = state.accepted
     if state.withheld:
         rest = [peer for peer in accepted if peer not in state.withheld]
-        return _fail(state, now, rest, state.withheld)
+        if not all(state.weights.get(peer) for peer in state.withheld):
+            state = replace(state, wary_until=state.round + pauses.WARY)
+        return _fail(state, now, rest, dict.fromkeys(sorted(state.withheld), pauses.WITHHELD))
     votes = {peer: state.votes[peer] for peer in accepted if peer in state.votes}
     outside = {peer: state.votes[peer] for peer in sorted(state.outside) if peer in state.votes}
     awaited = [

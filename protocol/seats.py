@@ -13,7 +13,7 @@ nodes cost nothing either. Its nodes that sit out have theirs (:mod:`protocol.pa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -68,24 +68,39 @@ def standing_parts(members: Collection[str], seats: Mapping[str, Seat]) -> dict[
     return {peer: -(-seat.standing // shared[seat.account]) for peer, seat in found.items()}
 
 
+def carries(weights: Mapping[str, int], accepted: Collection[str], signers: Iterable[str]) -> bool:
+    """Whether these signers of a state are enough: more than half of the standing of all accepted;
+    as long as none of them has any, more than half of their number.
+
+    :param weights: node to its part of its account's standing when the round was closed
+    """
+    signed = [peer for peer in signers if peer in accepted]
+    total = sum(weights.get(peer, 0) for peer in accepted)
+    if not total:
+        return 2 * len(signed) > len(accepted)
+    return 2 * sum(weights.get(peer, 0) for peer in signed) > total
+
+
 def seated(
     order: Sequence[str],
     seats: Mapping[str, Seat],
     most: int,
     resting: Mapping[str, int],
     kept: int,
+    new: int,
 ) -> list[str]:
     """Those who get one of ``most`` seats, of nodes in the order in which they would.
 
     :param resting: account to its other nodes, which sit out and have one of its seats each
     :param kept: seats that are left to newcomers
+    :param new: so many newcomers may have one at most
     """
     by_account: dict[str, str] = {}
     for peer in order:
         seat = seats.get(peer, UNKNOWN)
         if not seat.standing and seat.account and not resting.get(seat.account):
             by_account.setdefault(seat.account, peer)
-    newcomers = list(by_account.values())
+    newcomers = list(by_account.values())[:new]
     members = min(most, len(order))
     while True:
         # Shares are of those who sit then: with fewer of them an account may have fewer.

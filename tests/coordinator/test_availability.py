@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,66 @@ async def test_an_attempt_ends_with_a_contribution_that_is_withheld_and_goes_on_
         assert state.pauses.keys() == {bad.peer}
         assert {*(state.members or state.delivered)} == {member.peer for member in good}
         assert scene.office.bodies("round_closed")[-1].accepted == ()
+
+
+async def test_all_that_keep_something_back_at_once_cost_one_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(availability, "LEAST_S", 3.0)
+    async with held(tmp_path, 5) as scene:
+        await shown_by_all(scene)
+        await until(lambda: bool(scene.core.state.own), 60)
+        *bad, one, other, _ = scene.members
+        for number, member in enumerate(bad):
+            blob = content.content_id(member.blobs()[1 + number])
+            for holder in scene.holders.values():
+                holder.store.delete(blob)
+            scene.office.blobs.delete(blob)
+        said = (one.say(lacks(scene, bad[0], 0)), other.say(lacks(scene, bad[1], 1)))
+        codes = await asyncio.gather(*map(refused, said))
+        assert round_state.MISSING_REVEAL in codes
+        assert scene.core.state.attempt == 1
+        assert {p: pause.strikes for p, pause in scene.core.state.pauses.items()} == {
+            member.peer: 2 for member in bad
+        }
+
+
+def wary(scene: Scene) -> None:
+    """A newcomer has kept something back in the round before; nobody here has standing."""
+    scene.core.state = replace(scene.core.state, on_members=True, wary_until=scene.core.state.round)
+
+
+async def test_after_one_kept_back_what_newcomers_contribute_is_with_the_coordinator(
+    tmp_path: Path,
+) -> None:
+    async with held(tmp_path, 5) as scene:
+        wary(scene)
+        new, rest = scene.members[0], scene.members[1:]
+        await show(scene, new)
+        scene.core.state = replace(scene.core.state, wary_until=-1)
+        for member in rest:
+            await show(scene, member)
+        pieces = list(map(content.content_id, new.blobs()[1:]))
+        assert all(map(scene.office.blobs.has, pieces))
+        for blob in pieces:  # so nothing is lost if all others keep it back
+            for holder in scene.holders.values():
+                holder.store.delete(blob)
+        await rest[0].say(lacks(scene, new, 3))
+        assert scene.core.state.phase is Phase.APPLYING
+
+
+async def test_after_one_kept_back_a_newcomer_that_keeps_one_slice_back_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(availability, "LEAST_S", 1.0)
+    monkeypatch.setattr(availability, "SAMPLES", 0)  # none falls on it
+    async with held(tmp_path, 5) as scene:
+        wary(scene)
+        bad = scene.members[0]
+        index, *pieces = bad.blobs()
+        hand_out(scene, bad, pieces[:-1])
+        await bad.put(index)
+        assert await refused(bad.reveal()) == round_state.MISSING_REVEAL
 
 
 async def test_who_says_that_it_lacks_something_is_bounded(tmp_path: Path) -> None:

@@ -35,10 +35,9 @@ from artel.protocol.round_state import (
     StateSigned,
     Tick,
     Vote,
-    carries,
 )
 from artel.protocol.rounds import step
-from artel.protocol.seats import Seat
+from artel.protocol.seats import Seat, carries
 
 RULES = RoundRules(
     total=3,

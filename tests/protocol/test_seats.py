@@ -125,4 +125,4 @@ def test_a_run_whose_known_nodes_are_gone_goes_on_with_whom_it_needs() -> None:
     assert len(members(table(0, 4), replace(RULES, min_nodes=3))) == 3
     assert not few_newcomers(["N0", "N0"], {})
     assert few_newcomers(["N0"], {})
-    assert seated([], {}, 4, {}, 1) == []
+    assert seated([], {}, 4, {}, 1, 4) == []

@@ -42,7 +42,7 @@ from artel.protocol import assignment, canonical, dsse, schema
 from artel.protocol.dsse import Envelope, Signing
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity, short_peer
-from artel.protocol.round_state import carries
+from artel.protocol.seats import carries
 
 STATE_TYPE = "application/vnd.artel.state+json"
 

@@ -218,7 +218,9 @@ class FoldMachine(RuleBasedStateMachine):
         places = {peer: seat(self.state, peer, place) for place, peer in enumerate(members)}
         on_members = self.state.rests_on == "members"
         found = (
-            seated(members, places, len(members), {}, len(members) // 4) if on_members else members
+            seated(members, places, len(members), {}, len(members) // 4, len(members))
+            if on_members
+            else members
         )
         return found or members[:1]
 
