@@ -94,6 +94,7 @@ class Fold:
         self.first, self.present = dict[str, tuple[str, int]](), list[str]()
         self.audits, self.lighter = dict[str, Any](), set[str]()
         self.convicted, self.recent = set[str](), set[str]()
+        self.moves = defaultdict[str, list[tuple[int, str]]](list)
         self.cursor = self.earned_to = self.witnessed_size = self.closed = 0
         self.attempt: Any = None
         self.electors, self.certified = list[Any](), list[tuple[int, int]]()
@@ -420,6 +421,7 @@ class Fold:
         owner = self.named(b.account)
         yield owner is None and "unknown_account"
         wrong = self.by != {owner.key, key_of(b.node), b.coordinator}
+        wrong |= self.elected.get(b.node, b.coordinator) != b.coordinator
         yield (wrong or b.coordinator in self.coordinators) and "wrong_signers"
         yield b.seq <= self.node_seq.get(b.node, 0) and "wrong_sequence"
         yield self.nodes.get(b.node) == b.account and "duplicate"
@@ -429,6 +431,7 @@ class Fold:
         self.elected[b.node] = b.coordinator
         if not before:
             return
+        self.moves[b.node].append((self.index, before))
         for source, item in list(self.pending.items()):
             if (item.account, item.node) == (before, b.node) and not self.proven(item):
                 self.settle(source, "invalidated")
@@ -674,9 +677,14 @@ class Fold:
         last.stretch = new.stretch - 1
         self.electors = [last, new]
 
+    def counts(self, peer: str) -> bool:
+        """Whether anybody takes a node's word."""
+        keys = {key_of(peer), self.elected.get(peer, "")}
+        known = peer in self.nodes and not keys & self.convicted
+        return known and not self.accounts[self.nodes[peer]].barred
+
     def quorum(self, peers: Iterable[str], sets: list[Any]) -> bool:
-        there = {p for p in peers if p in self.nodes and key_of(p) not in self.convicted}
-        there = {p for p in there if not self.accounts[self.nodes[p]].barred}
+        there = {p for p in peers if self.counts(p)}
         for one in sets:
             part, whole = sum(one.weights.get(p, 0) for p in there), sum(one.weights.values())
             if 3 * part <= 2 * whole if one.by_standing else 2 * part <= whole:
@@ -687,7 +695,7 @@ class Fold:
         of, known = max((item["of"], item["size"]) for item in b.seals)
         yield (not of <= self.term < b.term or known > self.index) and "out_of_order"
         named, weights = self.coordinators, self.electors[-1].weights if self.electors else {}
-        order = sorted(weights, key=lambda p: (-weights[p], p))
+        order = sorted(filter(self.counts, weights), key=lambda p: (-weights[p], p))
         turn = (b.term - self.worked - 1) % (len(named) + len(order)) - len(named)
         chosen = named[b.term % len(named)] if turn < 0 else self.elected[order[turn]]
         wrong = chosen != b.coordinator or self.by != {chosen}
@@ -1175,8 +1183,8 @@ class Fold:
         peers = [item["node"] for item in b.cosignatures]
         yield not self.nodes.keys() >= set(peers) and "unknown_node"
         self.witnessed_size = b.size
-        counted = [p for p in peers if key_of(p) not in self.convicted]
-        names = {self.nodes[p] for p in counted if not self.accounts[self.nodes[p]].barred}
+        counted = [p for p in peers if self.counts(p)]
+        names = {self.nodes[p] for p in counted}
         sets = [one for one in self.electors if one.since < b.size] or self.electors[:1]
         if 0 < self.accounts_asked <= len(names) and self.quorum(counted, sets):
             covered = [size for index, size in self.certified if index < b.size]
@@ -1184,10 +1192,8 @@ class Fold:
             self.certified.append((self.index, b.size))
             if self.electors and self.electors[-1].since < self.final:
                 self.electors = self.electors[-1:]
-        for name in sorted({self.nodes[p] for p in peers if key_of(p) not in self.convicted}):
+        for name in sorted(names):
             owner = self.accounts[name]
-            if owner.barred:
-                continue
             units, owner.mark = b.size - owner.mark, max(owner.mark, b.size)
             if units > 0 and name in self.recent and not self.closed:
                 due = self.round + max(1, self.owned["vesting_rounds"])
@@ -1197,10 +1203,16 @@ class Fold:
         yield from self.speaking(b.account)
         key = self.culprit(b.evidence)
         yield not key and "proves_nothing"
-        yield key in self.convicted and "duplicate"
+        size = min(int(b.evidence[side].split("\n")[1]) for side in ("first", "second"))
+        own = [peer for peer in self.nodes if key in (key_of(peer), self.elected[peer])]
+        names = set[str]()
+        for peer in own:
+            left = [name for index, name in self.moves[peer] if index >= size]
+            names.add((left or [self.nodes[peer]])[0])
+        known = all(self.accounts[name].barred for name in names)
+        yield key in self.convicted and known and "duplicate"
         self.convicted.add(key)
-        own = {peer for peer in self.nodes if key in (key_of(peer), self.elected[peer])}
-        for name in {self.nodes[peer] for peer in own}:
+        for name in names:
             self.bar(name)
 
     def culprit(self, shown: dict[str, Any]) -> str:

@@ -68,6 +68,9 @@ class FoldState:
     """Accounts that the organiser let in, to the index of the entry that says so."""
     nodes: dict[str, str] = field(default_factory=dict)
     """Node (peer id) to its present account."""
+    left: dict[str, tuple[tuple[int, str], ...]] = field(default_factory=dict)
+    """Node to the accounts that it has left, each with the index of the entry by which it did, the
+    oldest first."""
     coordinator_of: dict[str, str] = field(default_factory=dict)
     """Node to the key (hex) with which its own coordinator leads, should members choose it."""
     node_seq: dict[str, int] = field(default_factory=dict)
@@ -209,6 +212,12 @@ class FoldState:
     def account_of(self, node: str) -> str:
         """The account that a node belongs to now; "" when it is unknown."""
         return self.nodes.get(node, "")
+
+    def account_at(self, node: str, size: int) -> str:
+        """The account that a known node belonged to when there were so many entries, or its first
+        one."""
+        gone = (name for at, name in self.left.get(node, ()) if size <= at)
+        return next(gone, self.nodes[node])
 
     def starts(self, key: str) -> str:
         """The node whose own coordinator has this key (hex); "" for one of the manifest."""
@@ -367,13 +376,14 @@ class FoldState:
         return set(signers) == {self.term.leader}
 
     def trusted(self, nodes: Iterable[str]) -> list[str]:
-        """Those of these known nodes whose cosignatures and seals count: neither they nor their
-        accounts were proven to have lied."""
+        """Those of these known nodes whose cosignatures and seals count, and who may be elected:
+        neither they, nor the coordinators that they start, nor their accounts were proven to have
+        lied."""
         return [
             node
             for node in nodes
-            if key_of(node) not in self.convicted
-            and node in self.nodes
+            if node in self.nodes
+            and not self.convicted.keys() & {key_of(node), self.coordinator_of[node]}
             and not self.accounts[self.nodes[node]].barred
         ]
 

@@ -124,10 +124,10 @@ class Handover(Body):
 
 def candidate(state: FoldState, term: int) -> str:
     """Who may begin a term: the key (hex) of a coordinator of the manifest, in order; once each of
-    them had its turn and no state came of it, that of an elector, the heaviest first; then they
-    begin again."""
+    them had its turn and no state came of it, that of an elector whose word counts, the heaviest
+    first; then they begin again."""
     named, weights = state.coordinators, state.electors.present
-    order = sorted(weights, key=lambda node: (-weights[node], node))
+    order = sorted(state.trusted(weights), key=lambda node: (-weights[node], node))
     place = (term - state.worked - 1) % (len(named) + len(order))
     if place < len(named):
         return named[term % len(named)]

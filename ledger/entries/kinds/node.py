@@ -22,7 +22,8 @@ MAX_NODES = 64
 class Node(Body):
     """Binds a node to an account; signed by both keys, and by that of the coordinator which the
     node starts if members choose it: no key can begin its term but this, and the node answers for
-    what is signed with it. A later one moves *future* credit.
+    what is signed with it. A later one moves *future* credit, and names the same coordinator: else
+    a node could leave what was signed with its key behind, or begin no term with seals for it.
 
     The node is new then. What of its work has not been found right is lost: else what it does for
     another account would prove it, and a conviction would take nothing of the one it was done for.
@@ -45,6 +46,8 @@ class Node(Body):
         keys = {owner.key, key_of(self.node), self.coordinator}
         if entry.signers != keys or self.coordinator in state.coordinators:
             return reasons.WRONG_SIGNERS
+        if self.coordinator != state.coordinator_of.get(self.node, self.coordinator):
+            return reasons.WRONG_SIGNERS
         if self.seq <= state.node_seq.get(self.node, 0):
             return reasons.WRONG_SEQUENCE
         before = state.account_of(self.node)
@@ -59,6 +62,8 @@ class Node(Body):
             state.node_seq[self.node] = self.seq
             if not before:
                 return Outcome("recorded")
+            gone_from = state.left.get(self.node, ())
+            state.left[self.node] = (*gone_from, (state.size, before))
             lost = unproven(state, self.node, before)
             for kept in (state.cleared, state.found_right, state.unproven):
                 kept.pop(self.node, None)

@@ -47,14 +47,12 @@ class SplitSeen(Body):
         except ArtelError:
             return reasons.PROVES_NOTHING
         key = culprit.public.hex()
-        if key in state.convicted:
+        guilty = answering(state, key, view.sizes[0])
+        if key in state.convicted and all(state.accounts[name].barred for name in guilty):
             return reasons.DUPLICATE
 
         def effect() -> Outcome:
-            state.convicted[key] = state.size
-            led = state.coordinator_of
-            own = {peer for peer in state.nodes if key in (key_of(peer), led[peer])}
-            guilty = {state.nodes[peer] for peer in own}
+            state.convicted.setdefault(key, state.size)
             lost = sum((convict(state, name) for name in sorted(guilty)), Loss())
             notes = {"key": key} | lost.notes
             return Outcome("recorded", invalidated=lost.credits, notes=notes)
@@ -76,10 +74,20 @@ class SplitSeen(Body):
             yield Fact("its heads are not to be believed any more")
         if not coordinator or story.state.starts(key):
             yield Fact(
-                "the account of its node loses what is pending and earns no more; the node's "
-                "cosignatures and seals count no more"
+                "the account that its node belonged to then loses what is pending and earns no "
+                "more; the node's cosignatures and seals count no more, and nobody elects it"
             )
         yield from totals(story)
+
+
+def answering(state: FoldState, key: str, size: int) -> set[str]:
+    """The accounts that answer for two heads which this key signed, the smaller one of so many
+    entries: to which the node belonged when there were as many. When it signed nobody can prove,
+    so an account answers for what is said of its own time: not for less because the node has
+    moved since, and not for what it was before it came."""
+    led = state.coordinator_of
+    own = {peer for peer in state.nodes if key in (key_of(peer), led[peer])}
+    return {state.account_at(peer, size) for peer in own}
 
 
 def signers_of(state: FoldState, view: evidence.SplitView) -> list[VerifierKey] | list[CosignerKey]:

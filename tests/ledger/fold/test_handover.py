@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
 from artel.ledger import entries
 from artel.ledger.entries import evidence
+from artel.ledger.entries.body import signed
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.handover import Sealed, candidate, handover, open_seal, seal
 from artel.ledger.entries.records import Term
 from artel.ledger.tlog.checkpoint import origin_of, sign_checkpoint
+from artel.ledger.tlog.cosignature import witness_name
 from artel.protocol import dsse
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.identity import Identity
 from artel.protocol.merkle import leaf_hash, root
+from client_world import cosigned
 from leaf_hashes import LeafHashes
 from ledger_world import World, encoded, forged, key, outcomes
 
@@ -149,24 +153,103 @@ def test_a_seal_is_for_one_alone() -> None:
     assert told(made)[1] == "bad_signature"
 
 
-def test_a_node_answers_for_what_its_coordinator_signs() -> None:
-    node = min(WORLD.members, key=lambda member: member.peer_id)
-    led, log = node.elected, encoded([*LOG, handed(node.elected, term=3)])
-    notes, trees = [], []
+# --- electors that lie ----------------------------------------------------------------------------
+
+FIRST = min(WORLD.members, key=lambda member: member.peer_id)
+"""The first elector whose turn comes, in term 3."""
+OWNER, REPORTER = (WORLD.owners[(WORLD.members.index(FIRST) + n) % 4] for n in (0, 1))
+FRESH = key("a fresh account")
+
+
+def moved(elected: Identity = FIRST.elected) -> list[Envelope]:
+    """That elector is registered once more, for a fresh account."""
+    body = {"run": WORLD.run, "node": FIRST.peer_id, "account": FRESH.key, "seq": 2}
+    body |= {"coordinator": elected.key}
+    return [entries.account(FRESH, WORLD.run), signed(entries.Node, body, FIRST, FRESH, elected)]
+
+
+def proof(log: list[Any], term: int, leader: Identity, witness: Identity | None = None) -> Any:
+    """That one key signed two heads, one entry larger than this log; the leader's, or that of a
+    witness."""
+    notes, trees, leaves = [], [], encoded(log)
     for end in (b"one", b"two"):
-        hashes = [leaf_hash(leaf) for leaf in (*log, end)]
-        notes.append(sign_checkpoint(led, origin_of(WORLD.run, 3), len(hashes), root(hashes)))
+        hashes = [leaf_hash(leaf) for leaf in (*leaves, end)]
+        note = sign_checkpoint(leader, origin_of(WORLD.run, term), len(hashes), root(hashes))
+        notes.append(cosigned(note, witness) if witness else note)
         trees.append(LeafHashes(hashes))
-    proof = evidence.build(notes[0], trees[0], notes[1], trees[1]).to_dict()
-    state, what = told(handed(led, term=3), WORLD.split_seen(WORLD.owners[0], proof))
+    name = witness_name(witness.peer_id) if witness else None
+    return evidence.build(notes[0], trees[0], notes[1], trees[1], name).to_dict()
+
+
+def turns(state: FoldState) -> set[str]:
+    """Who may begin any of the next terms."""
+    many = len(state.coordinators) + len(state.electors.present)
+    return {candidate(state, state.term.number + number) for number in range(1, many + 1)}
+
+
+def test_a_node_answers_for_what_its_coordinator_signs() -> None:
+    hand = handed(FIRST.elected, by=set(WORLD.members) - {FIRST}, term=3)
+    shown = proof([*LOG, hand], 3, FIRST.elected)
+    state, what = told(hand, WORLD.split_seen(REPORTER, shown))
     assert what == "recorded"
-    assert led.key in state.convicted
-    assert state.accounts[state.account_of(node.peer_id)].barred
-    assert not state.trusted([node.peer_id])
-    again = 3 + len(state.coordinators) + len(state.electors.present)
-    assert candidate(state, again) == led.key
-    seen = WORLD.split_seen(WORLD.owners[0], proof)
-    assert told(handed(led, term=3), seen, handed(led, term=again))[1] == "wrong_signers"
+    assert FIRST.elected.key in state.convicted
+    assert state.accounts[OWNER.key].barred
+    assert not state.trusted([FIRST.peer_id])
+    assert FIRST.elected.key not in turns(state)
+    assert len(turns(state)) == 5
+
+
+@pytest.mark.parametrize("what", ["leader", "witness"])
+def test_a_node_that_moves_takes_no_proof_with_it(what: str) -> None:
+    """The account that it belonged to when it lied answers for that, and no other; the node counts
+    for no account any more."""
+    hand = handed(FIRST.elected, by=set(WORLD.members) - {FIRST}, term=3)
+    log, leader = (LOG, WORLD.coordinator) if what == "witness" else ([*LOG, hand], FIRST.elected)
+    term, witness = (0, FIRST) if what == "witness" else (3, None)
+    shown, move = proof(log, term, leader, witness), moved()
+    seen = WORLD.split_seen(REPORTER, shown)
+    state, became = told(*log[len(LOG) :], *move, seen)
+    assert became == "recorded"
+    assert state.account_of(FIRST.peer_id) == FRESH.key
+    assert (state.accounts[OWNER.key].barred, state.accounts[FRESH.key].barred) == (True, False)
+    assert state.accounts[OWNER.key].pending == 0
+    assert not state.trusted([FIRST.peer_id])
+    assert FIRST.elected.key not in turns(state)
+    assert told(*log[len(LOG) :], *move, seen, seen)[1] == "duplicate"
+    # What it signs later its later account answers for, also when it has owned up to the first.
+    later = [*log, *move]
+    again = WORLD.split_seen(REPORTER, proof(later, term, leader, witness))
+    state, became = told(*later[len(LOG) :], again)
+    assert became == "recorded"
+    assert (state.accounts[OWNER.key].barred, state.accounts[FRESH.key].barred) == (False, True)
+    state, became = told(*later[len(LOG) :], seen, again)
+    assert became == "recorded"
+    assert state.accounts[OWNER.key].barred
+    assert state.accounts[FRESH.key].barred
+
+
+def test_a_node_never_leads_with_another_key_than_its_first_one() -> None:
+    state, what = told(*moved(key("another third key")))
+    assert what == "wrong_signers"
+    assert state.coordinator_of[FIRST.peer_id] == FIRST.elected.key
+    assert told(*moved())[1] == "recorded"
+    # Seals that are for it are so good for the handover, whatever it registers in between.
+    hand = handed(FIRST.elected, term=3)
+    assert told(*moved(key("another third key")), hand)[1] == "recorded"
+
+
+def test_nobody_elects_a_node_whose_word_does_not_count() -> None:
+    """It cosigned two histories; its coordinator's key is not convicted."""
+    seen = WORLD.split_seen(REPORTER, proof(LOG, 0, WORLD.coordinator, FIRST))
+    state, what = told(seen)
+    assert what == "recorded"
+    assert FIRST.elected.key not in state.convicted
+    assert FIRST.elected.key not in turns(state)
+    others = set(WORLD.members) - {FIRST}
+    hand = handed(FIRST.elected, by=others, term=3)
+    assert told(seen, hand)[1] == "wrong_signers"
+    second = min(others, key=lambda member: member.peer_id).elected
+    assert told(seen, handed(second, by=others, term=3))[1] == "recorded"
 
 
 def test_before_the_first_state_there_is_nobody_who_could_seal() -> None:
