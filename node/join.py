@@ -128,10 +128,8 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     stack.push_async_callback(trainer.close)
     with suppress(TrainerDied):  # it is started again, and says why it died, when it is needed
         await trainer.restart()
-    heads = await asyncio.to_thread(HeadStore.owned, home, options.identity.public.hex())
-    stack.callback(heads.close)
-    replica = await asyncio.to_thread(Replica.open, home / DATABASE_NAME, options.invite.run, heads)
-    stack.callback(replica.store.close)
+    key, run = options.identity.public.hex(), options.invite.run
+    heads, replica = await asyncio.to_thread(remembered, home, key, run, stack)
     host = await Host.start(
         options.identity,
         home / "node.key",
@@ -149,6 +147,24 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     except SplitViewProven as found:
         await asyncio.to_thread(fork.record, home, heads, found.evidence, replica.store)
         raise
+
+
+def remembered(home: Path, key: str, run: str, stack: AsyncExitStack) -> tuple[HeadStore, Replica]:
+    """What a home has signed, and its copy of the ledger; ``stack`` closes them.
+
+    Where the first is gone, nothing of the present term is signed here any more: it may have been
+    sealed.
+
+    :param key: of the node (hex)
+    :raises ArtelError: as :meth:`HeadStore.owned` and :meth:`Replica.open`
+    """
+    heads = HeadStore.owned(home, key)
+    stack.callback(heads.close)
+    replica = Replica.open(home / DATABASE_NAME, run, heads)
+    stack.callback(replica.store.close)
+    if heads.gone and replica.store.size:
+        heads.seal(run, replica.state.term.number)
+    return heads, replica
 
 
 async def _answer(

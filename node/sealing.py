@@ -97,7 +97,10 @@ class Sealing:
         self.petitions = Petitions(host, run, replica, link, handover_s, clock)
         self.standstill = Standstill(host, run, replica, rules, handover_s, clock)
         self._handover_s, self._elected, self._say, self._clock = handover_s, elected, say, clock
-        self.term, self._next = heads.sealed(run)
+        sealed, self._next = heads.sealed(run)
+        self._forgotten = -1 if self._next else sealed
+        """In this term and those before, this node no longer knows what it has signed."""
+        self.term = sealed if self._next else -1
         """The latest term that was sealed here; -1 for none. Whom that was for is said again and
         again, and never anew: by what this copy learns later it may be another's turn."""
         self.neighbours: Callable[[], Iterable[str]] = tuple
@@ -275,7 +278,9 @@ class Sealing:
         return {peer for each in state.electors.sets for peer in each.weights}
 
     def _is_elector(self, state: FoldState) -> bool:
-        return self._host.peer_id in self._electors(state)
+        """Whether this node may seal the present term."""
+        known = state.term.number > self._forgotten
+        return known and self._host.peer_id in self._electors(state)
 
     def _patience(self, state: FoldState, term: int) -> float:
         """How long (seconds) an elector waits for whoever leads a term, or may begin it."""

@@ -113,6 +113,9 @@ def _sealed(digest: bytes, *values: object) -> bytes:
 class HeadStore:
     """The changeable part of a home. Owned by one process."""
 
+    gone = False
+    """Whether it was made anew beside a ledger: what was signed with that is not known."""
+
     def __init__(self, path: Path, reader: sqlite3.Connection | None = None) -> None:
         """Open the file at ``path``, or make it.
 
@@ -155,9 +158,11 @@ class HeadStore:
         :raises ResourceError: when it cannot be read or written
         """
         path = home / HEADS_NAME
-        if database.holds_nothing(path) and not database.holds_nothing(home / DATABASE_NAME):
+        gone = database.holds_nothing(path) and not database.holds_nothing(home / DATABASE_NAME)
+        if gone:
             emit(log, "heads.gone", logging.WARNING, hint=GONE_HINT)
         store = cls(path)
+        store.gone = gone
         try:
             store.require_owner(key)
             with store._changed():
@@ -229,12 +234,9 @@ class HeadStore:
         # checkpoint before returning the cosignature; the check and the update are atomic. Here it
         # is one statement, which changes one row or none.
         run = run_of(origin)
-        term = term_of(origin, run)
         with self._changed():
-            sealed = self._connection.execute(
-                "SELECT 1 FROM sealed WHERE run = ? AND term >= ?", (run, term)
-            )
-            if sealed.fetchall():
+            query = "SELECT 1 FROM sealed WHERE run = ? AND term >= ?"
+            if self._connection.execute(query, (run, term_of(origin, run))).fetchall():
                 return False
             changed = self._connection.execute(
                 "INSERT INTO witnessed SELECT ?1, ?2, ?3 WHERE ?4 = 0 OR EXISTS("
@@ -261,7 +263,7 @@ class HeadStore:
         """Note that nothing of this term, or of those before, is signed here any more, before
         anybody is told.
 
-        :param next: whom the seal is for; what was said once of a term stays
+        :param next: whom the seal is for, "" for nobody; what was said once of a term stays
         """
         with self._changed():
             self._connection.execute(
@@ -272,10 +274,9 @@ class HeadStore:
 
     def sealed(self, run: str) -> tuple[int, str]:
         """The latest term that was sealed here, and whom for; -1 and "" when none was."""
+        query = "SELECT term, next FROM sealed WHERE run = ?"
         with self._lock, self._errors():
-            row = self._connection.execute(
-                "SELECT term, next FROM sealed WHERE run = ?", (run,)
-            ).fetchone()
+            row = self._connection.execute(query, (run,)).fetchone()
         return (int(row[0]), str(row[1])) if row else (-1, "")
 
     def forget_after(self, note: str) -> None:

@@ -26,6 +26,7 @@ from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, witness_name
 from artel.node.elected import Elected
+from artel.node.join import remembered
 from artel.node.link import ASKED, NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
 from artel.node.watch import Watch
 from artel.protocol import messages
@@ -114,6 +115,43 @@ async def test_the_owner_is_told_whose_seals_are_missing(run: Parties, world: Wo
     await first.sealing.look()
     assert first.sealing.unsealed() == []
     assert "electors" not in first.sealing.waiting()
+
+
+async def test_a_node_that_forgot_what_it_signed_signs_nothing_more_of_the_term(
+    run: Parties, world: World
+) -> None:
+    """It may have sealed it: what it cosigned then would count for both sides."""
+    leader, standby = await run.coordinator(), await run.party(world.standbys[0])
+    others = [await run.elector(leader, number) for number in range(3)]
+    first = others.pop(0)
+    await standby.follow(leader)
+    first.replica.store.close()
+    first.heads.close()
+    first.heads.path.unlink()
+    node = first.host.identity
+    for again in (False, True):  # also when it is started once more
+        async with AsyncExitStack() as stack:
+            first.heads, first.replica = remembered(first.home, node.key, world.run, stack)
+            assert first.heads.gone is not again
+    first.heads, first.replica = remembered(first.home, node.key, world.run, AsyncExitStack())
+    await first.serve(first.watches(world.owners[0]))
+    sign = Witness(first.heads, node, witness_name(node.peer_id), first.replica.keys_of)
+    with pytest.raises(CheckFailed, match="its term is sealed"):
+        sign.cosign(first.replica.store.latest_note, first.replica.store)
+    await leader.host.close()
+    for party in (first, *others):
+        await party.lose()
+        party.clock.now += HANDOVER_S
+        await party.sealing.look()
+    assert [each.sealing.term for each in (first, *others)] == [-1, 0, 0]
+    assert not first.sealing.statement()
+    assert "others decide" in first.sealing.waiting()
+    await standby.add([handover(world, *others).encode()], world.standbys[0], 1)
+    await first.follow(standby)
+    sign.cosign(first.replica.store.latest_note, first.replica.store)
+    first.sealing.ask(1)
+    await first.sealing.look()
+    assert first.sealing.term == 1
 
 
 async def test_before_the_first_state_its_home_alone_goes_on(tmp_path: Path) -> None:
