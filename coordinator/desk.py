@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable
 from functools import lru_cache
+from weakref import WeakValueDictionary
 
 from artel.coordinator import intake, recovery
 from artel.coordinator.availability import Availability
@@ -27,13 +28,16 @@ from artel.protocol import messages, options, repeated_work, round_state
 from artel.protocol.duties import Duty, directive
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.events import emit
-from artel.protocol.identity import peer_id_of, public_of, short_peer
+from artel.protocol.identity import peer_id_of, short_peer
 from artel.protocol.net import wire
+from artel.protocol.net.limits import RateLimits
 from artel.protocol.net.slots import Caller, Rank
 from artel.protocol.round_state import Phase
 
 log = logging.getLogger("artel.coordinator")
 
+COMINGS_MINUTE, COMINGS_AT_ONCE = 1, 5
+"""How often the log says that a node has come, and then that it has gone."""
 ADDRESSES_TOLD = 4
 """Addresses of each other node in a directive."""
 
@@ -46,6 +50,8 @@ class Desk:
         self._puts = Puts(coordinator)
         self._availability = Availability(coordinator)
         self._trials = Trials(coordinator)
+        self._revealing = WeakValueDictionary[str, asyncio.Lock]()  # by peer
+        self._comings = RateLimits(COMINGS_MINUTE, COMINGS_AT_ONCE, clock=coordinator.clock)
         keys = map(bytes.fromhex, coordinator.manifest.coordinators)
         self._standbys = {peer_id_of(key) for key in keys}
         self._ledger = LedgerService(
@@ -109,7 +115,9 @@ class Desk:
                 round_state.Committed(now, peer, request.round, request.attempt, request.commitment)
             )
         elif isinstance(request, messages.Reveal):
-            await self._reveal(peer, request)
+            # One of a peer at a time: each has holders asked, and may have to wait for them.
+            async with self._revealing.setdefault(peer, asyncio.Lock()):
+                await self._reveal(peer, request)
         elif isinstance(request, messages.Aggregated):
             await self._aggregated(peer, request)
         elif isinstance(request, messages.Accuse):
@@ -125,7 +133,7 @@ class Desk:
                 emit(log, "round.handed_back", node=short_peer(peer), reason=request.reason)
         elif isinstance(request, messages.Leave):
             await core.feed(round_state.Left(now, peer))
-            if core.peers.pop(peer, None) is not None:
+            if (gone := core.peers.pop(peer, None)) is not None and gone.told:
                 emit(log, "node.left", node=short_peer(peer))
         else:
             raise wire.Refused(f"{request.KIND} is not for a coordinator", code="unknown")
@@ -135,19 +143,11 @@ class Desk:
         self, peer: str, request: messages.Hello, source: str
     ) -> messages.Welcome | repeated_work.Trial:
         core = self._core
-        statements = [await intake.opened(data) for data in request.statements]
-        kinds = [entry.kind for entry in statements]
-        if kinds != [kind for kind in ("account", "node") if kind in kinds]:
-            raise DecodeError("a registration is an account entry, a node entry, or both in order")
-        if not all(entry.signers for entry in statements):
+        statements, account = intake.registration(peer, request.statements)
+        if any(core.ledger.store.index_of(entry.id) is None for entry in statements):
+            core.submissions.greet(source)
+        if not await asyncio.to_thread(lambda: all(entry.signers for entry in statements)):
             raise CheckFailed("a signature of the registration does not verify")
-        account = ""
-        for entry in statements:
-            body = entry.body
-            assert isinstance(body, entries.AccountBody | entries.Node)
-            if (account and body.account != account) or getattr(body, "node", peer) != peer:
-                raise CheckFailed("the registration does not bind this node to that account")
-            account = body.account
         new = next((entry for entry in statements if not self._said_before(entry)), None)
         if new is not None:
             intake.require(core.ledger.state, new)
@@ -157,7 +157,7 @@ class Desk:
             if not self._said_before(entry):
                 await self._admit(source, entry, self._trials.passed(peer, account))
         bound = core.ledger.state.account_of(peer)
-        if not bound or (kinds[-1:] == ["node"] and bound != account):
+        if not bound or ("node" in [entry.kind for entry in statements] and bound != account):
             raise wire.Refused(
                 "this node is not bound to an account yet", "register it", code="unknown_node"
             )
@@ -194,7 +194,9 @@ class Desk:
             version = int(time.time() * 1000) % 2**40
             known = Peer(report, [], now, version=version, instance=request.instance)
             core.peers[peer] = known
-            emit(log, "node.joined", node=short_peer(peer), nodes=len(core.peers))
+            known.told = not self._comings.take(peer)
+            if known.told:
+                emit(log, "node.joined", node=short_peer(peer), nodes=len(core.peers))
         if not known.speaks(request.instance):
             raise wire.Refused(
                 "another process runs with this node's key, and was started later",
@@ -411,11 +413,9 @@ class Desk:
 
     async def _signed(self, peer: str, statement: bytes) -> Entry:
         """A statement about this run, signed by this node alone."""
-        entry = await intake.opened(statement)
+        entry = await intake.opened(statement, by=peer)
         if entry.body.run != self._core.run:
             raise DecodeError("the statement is about another run")
-        if entry.signers != {public_of(peer).hex()}:
-            raise CheckFailed("the statement is not signed by this node alone")
         return entry
 
 

@@ -31,6 +31,10 @@ Show = Callable[[entries.Contribution, Shape, Sequence[IndexItem]], Awaitable[No
 """Has some slices of a contribution shown by who holds them; raises :class:`NotCounted`."""
 
 
+KEYS = {entries.AccountBody.KIND: 1, entries.Node.KIND: 3}
+"""What a registration consists of, in this order, and how many keys sign each at most."""
+
+
 class NotCounted(Exception):
     """Why a contribution, or the blob of a slice, does not count: a reason code, and words.
 
@@ -43,18 +47,46 @@ class NotCounted(Exception):
         self.reason, self.detail = reason, detail
 
 
-async def opened(data: bytes) -> Entry:
+async def opened(data: bytes, by: str = "") -> Entry:
     """Decode a statement and check its signatures, in a thread.
 
+    :param by: the peer that alone has to have signed it; "" for any keys
     :raises DecodeError: it is no ledger entry
+    :raises CheckFailed: it is not signed by that peer alone
     """
 
     def work() -> Entry:
         entry = entries.decode(data)
+        # Before any is verified: there may be many.
+        if by and (entry.named_signers != {public_of(by).hex()} or not entry.signers):
+            raise CheckFailed("the statement is not signed by this node alone")
         assert entry.signers is not None  # checked on first use, which is here
         return entry
 
     return await asyncio.to_thread(work)
+
+
+def registration(peer: str, data: Sequence[bytes]) -> tuple[list[Entry], str]:
+    """The statements with which a node registers, and their account. Their signatures are not
+    checked yet, for anybody may send them: but they are no more than a registration has.
+
+    :raises DecodeError: it is something else
+    :raises CheckFailed: it is about another node, or two accounts
+    :raises Refused: more keys have signed it
+    """
+    found, account = list(map(entries.decode, data)), ""
+    kinds = [entry.kind for entry in found]
+    if kinds != [kind for kind in KEYS if kind in kinds]:
+        raise DecodeError("a registration is an account entry, a node entry, or both in order")
+    for entry in found:
+        body = entry.body
+        assert isinstance(body, entries.AccountBody | entries.Node)
+        if (account and body.account != account) or getattr(body, "node", peer) != peer:
+            raise CheckFailed("the registration does not bind this node to that account")
+        account = body.account
+        if len(entry.signings) > KEYS[entry.kind]:
+            raise _refused(entry, reasons.WRONG_SIGNERS)
+    return found, account
 
 
 async def vote(peer: str, data: bytes) -> tuple[StateVote, str]:
@@ -66,7 +98,8 @@ async def vote(peer: str, data: bytes) -> tuple[StateVote, str]:
 
     def work() -> tuple[StateVote, str]:
         said, envelope = entries.open_vote(data)
-        if envelope.verify() != (public_of(peer).hex(),):
+        # Looked at before it is verified: there may be many signatures.
+        if envelope.signers != (public_of(peer).hex(),) or not envelope.verify():
             raise CheckFailed("the state is not signed by this node alone")
         return said, envelope.signatures[0][1].hex()
 

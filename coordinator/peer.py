@@ -27,6 +27,8 @@ class Peer:
     addresses: list[str]
     """That others are told: as many as fit, in the right form."""
     heard: float
+    told: bool = True
+    """Whether the log says that it has come."""
     duty: tuple[object, ...] = ()
     version: int = 0
     beats: int = 0

@@ -72,6 +72,7 @@ class Submissions:
     ) -> None:
         self._ledger, self._heads, self._run, self._verdicts = ledger, heads, run, verdicts
         self._peers = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
+        self._greetings = RateLimits(PER_PEER_MINUTE, PER_PEER_AT_ONCE, clock=clock)
         self._keys = RateLimits(PER_KEY_MINUTE, PER_KEY_AT_ONCE, clock=clock)
         self._beside = RateLimits(BESIDE_MINUTE, BESIDE_AT_ONCE, clock=clock)
         self._adding = WeakValueDictionary[str, asyncio.Lock]()  # by speaker
@@ -104,6 +105,13 @@ class Submissions:
         if index is None:
             index = await self._append(await intake.opened(data), who)
         return index, self._ledger.store.latest_note
+
+    def greet(self, who: str) -> None:
+        """Note a registration that is to be looked at; apart from what its source submits.
+
+        :raises Refused: there were too many
+        """
+        self._spend(self._greetings, who)
 
     async def _append(self, entry: Entry, who: str) -> int:
         """Index of a new entry, when it counts and its signer has not said too much."""

@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from artel.coordinator import availability
+from artel.coordinator.availability import Availability
 from artel.protocol import assignment, content, messages, round_state
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import IndexItem
@@ -285,3 +287,31 @@ async def test_who_says_that_it_lacks_something_is_bounded(tmp_path: Path) -> No
         assert await refused(other.say(lacks(scene, one, 0))) == "too_many"
         old = lacks(scene, one, 0).model_copy(update={"attempt": 7})
         assert await refused(third.say(old)) == "stale"
+
+
+async def test_reveals_of_one_peer_take_the_turn_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holders that are silent held up as many samples of others as it had streams."""
+    async with held(tmp_path, 3) as scene:
+        one, looks, go_on = scene.members[0], [0, 0], asyncio.Event()
+        index, *pieces = one.blobs()
+        hand_out(scene, one, pieces)
+        await one.put(index)
+        right = Availability.require
+
+        async def slow(self: Availability, *said: Any) -> None:
+            looks[0] += 1
+            looks[1] += 1
+            await go_on.wait()
+            await right(self, *said)
+            looks[0] -= 1
+
+        monkeypatch.setattr(Availability, "require", slow)
+        revealed = [asyncio.create_task(one.reveal()) for _ in range(16)]
+        await until(lambda: looks[0] > 0, 10)
+        await asyncio.sleep(0.2)
+        assert looks[0] == 1
+        go_on.set()
+        assert all(isinstance(each, messages.Ok) for each in await asyncio.gather(*revealed))
+        assert looks == [0, 1]

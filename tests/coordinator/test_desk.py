@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hivemind.p2p import PeerID
 from pydantic import ValidationError
 
-from artel.coordinator import submission
+from artel.coordinator import desk, submission
 from artel.coordinator.desk import ADDRESSES_TOLD, evaluator
 from artel.coordinator.peer import Peer
 from artel.ledger import entries
@@ -31,6 +31,7 @@ from artel.ledger.sync.peers import PeerSource
 from artel.ledger.sync.replica import Replica
 from artel.protocol import content, dsse, messages, round_state
 from artel.protocol.errors import CheckFailed, ResourceError, Unreachable
+from artel.protocol.identity import Identity
 from artel.protocol.net import wire
 from artel.protocol.net.delivery import TRIES
 from artel.protocol.net.slots import Rank
@@ -248,6 +249,103 @@ async def test_hello_for_somebody_else(office: Office, members: list[Member]) ->
     assert await refused(thief.hello(statements=[account, one_key])) == "wrong_signers"
     assert thief.peer not in office.core.ledger.state.nodes
     assert not office.core.ledger.state.ignored
+
+
+@pytest.fixture
+def verified(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys of all signatures that are verified from here on."""
+    keys, right = list[str](), dsse.verify
+
+    def noted(key: bytes, signature: bytes, text: bytes) -> bool:
+        keys.append(key.hex())
+        return right(key, signature, text)
+
+    monkeypatch.setattr(dsse, "verify", noted)
+    return keys
+
+
+def crowded(statement: bytes) -> bytes:
+    """The same, signed by as many keys as fit."""
+    signed = dsse.decode(statement)
+    message = dsse.pae(signed.payload_type, signed.payload)
+    more = [Identity.from_seed(bytes([n]) * 32) for n in range(36 - len(signed.signatures))]
+    both = dict(signed.signatures) | {key.key: key.sign(message) for key in more}
+    return replace(signed, signatures=tuple(sorted(both.items()))).encode()
+
+
+async def test_no_signature_is_verified_of_a_registration_that_cannot_be_one(
+    office: Office, members: list[Member], verified: list[str]
+) -> None:
+    stranger = Member(office, "stranger")
+    account, node = stranger.statements()
+    many = crowded(account), crowded(node)
+    for statements in ([many[0], node], [account, many[1]], [many[1]]):
+        assert await refused(stranger.hello(statements=statements)) == "wrong_signers"
+    for statements in ([*many[::-1]], [many[0]] * 2):
+        assert await refused(stranger.hello(statements=statements)) == "malformed"
+    assert await refused(stranger.hello(statements=[crowded(members[0].statements()[1])])) == (
+        "failed"
+    )
+    assert verified == []
+    await stranger.hello()
+    assert len(set(verified)) == 4 - 1  # the account signs both
+
+
+async def test_what_registrations_of_one_address_cost_is_bounded(
+    office: Office, members: list[Member], verified: list[str]
+) -> None:
+    for number in range(2 * submission.PER_PEER_AT_ONCE):
+        key = Member(office, f"key {number}")
+        key.network = "203.0.113.7"
+        lost = entries.account(key.owner, "cd" * 32).encode()  # counts for nothing
+        expected = "wrong_run" if number < submission.PER_PEER_AT_ONCE else "busy"
+        assert await refused(key.hello(statements=[lost])) == expected
+    assert len(verified) == submission.PER_PEER_AT_ONCE
+    members[0].network = "203.0.113.7"
+    await members[0].hello()  # what the ledger has is no new work
+    office.now += 1
+    key = Member(office, "comes")
+    key.network = "203.0.113.7"
+    await key.hello()
+
+
+async def test_of_a_statement_that_others_signed_too_no_signature_is_verified(
+    office: Office, members: list[Member], verified: list[str]
+) -> None:
+    one, two = Member(office, "one"), Member(office, "two")
+    for member in (one, two):
+        await member.hello()
+    verified.clear()
+    statement = crowded(two.statements(seq=2)[1])
+    assert await refused(one.say(messages.Aggregated(run=office.run, statement=statement))) == (
+        "failed"
+    )
+    assert await refused(one.say(messages.Accuse(run=office.run, statement=statement))) == "failed"
+    said = entries.state_vote(
+        one.identity, office.run, round=1, attempt=0, root="ab" * 32, credits="cd" * 32
+    )
+    message = messages.SignedState(run=office.run, statement=crowded(said.encode()), accused=[])
+    assert await refused(one.say(message)) == "failed"
+    assert verified == []
+
+
+async def test_a_key_that_comes_and_goes_fills_no_log(
+    office: Office, members: list[Member], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "artel.coordinator")
+    one = Member(office, "comes and goes")
+    await one.hello()
+
+    async def comes_and_goes() -> tuple[int, int]:
+        for _ in range(20):
+            await one.beat()
+            await one.say(messages.Leave(run=office.run))
+        return caplog.text.count("node.joined"), caplog.text.count("node.left")
+
+    most = desk.COMINGS_AT_ONCE
+    assert await comes_and_goes() == (most, most)
+    office.now += 60
+    assert await comes_and_goes() == (most + 1, most + 1)
 
 
 async def test_hello_for_another_run_or_with_garbage(office: Office) -> None:
