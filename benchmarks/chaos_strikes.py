@@ -188,6 +188,7 @@ class Striker:
                     await asyncio.sleep(seconds)
             case "clock jump" | "coordinator's clock jump":
                 jump = MOST_JUMP_S * (2 * strike.lot - 1)
+                self._excuse(party, seconds)  # a coordinator that starts with it ends
                 swarm.inject(party, Injection("", "clock", seconds=jump))
                 await asyncio.sleep(seconds)
                 swarm.inject(party, Injection("", "clock"))

@@ -41,7 +41,7 @@ from artel.protocol.events import emit
 from artel.protocol.identity import Identity, peer_id_of, short_peer
 from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
-from artel.protocol.net import wire
+from artel.protocol.net import clocks, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.tasks import beside, together
@@ -134,6 +134,8 @@ async def stand_by(
     listener: socket.socket,
     recomputer: Recomputer,
     greet: Callable[[str, str], None],
+    *,
+    is_new: bool,
 ) -> Turn | None:
     """Stand by until a term may be begun; None when the newest ledger says that this home leads.
 
@@ -142,6 +144,8 @@ async def stand_by(
     :param listener: of the page
     :param recomputer: runs while the run rests on its coordinator: loading it takes seconds
     :param greet: is told the address of the page, and what to say to a person
+    :param is_new: this process has led nothing and stood by nowhere yet
+    :raises ResourceError: it is new, and its machine's clock is not that of those who answer
     """
     home = own.home
     blobs = BlobStore(home / "blobs")
@@ -149,6 +153,7 @@ async def stand_by(
     for address in ways:
         circle.known.setdefault(peer_of(address), [address])
         host.remember(peer_of(address), [address])
+    await clocks.right(host, [*map(peer_of, ways), *await circle.peers()], refuse=is_new)
     gate, stock = Gate(), Stock(host, blobs, prepared.manifest, own.run, "")
     standby = Standby(own, host, blobs, stock, circle, key)
     await standby.open()

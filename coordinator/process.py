@@ -46,8 +46,9 @@ from artel.protocol.invite import MAX_PEERS, PREFIX, Invite
 from artel.protocol.leaving import on_signals
 from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.names import first_words
 from artel.protocol.options import Endpoint
-from artel.protocol.tasks import beside, together, within
+from artel.protocol.tasks import beside, end, together, within
 
 if TYPE_CHECKING:
     from artel.coordinator.service import Coordinator
@@ -136,9 +137,11 @@ async def _started(
     options: Startup, http: socket.socket, began: float
 ) -> AsyncIterator[CoordinatorProcess]:
     """Everything that outlasts a term: the prepared run, the network."""
-    prepared, invite = None, options.invite
+    prepared, invite, found_run = None, options.invite, asyncio.Event()
+    telling: asyncio.Task[None] | None = None
     if invite is not None:
-        print(f"starting, to stand by for run {invite.run[:12]} …", file=sys.stderr, flush=True)
+        _tell(f"starting, to stand by for run {invite.run[:12]} …")
+        telling = asyncio.create_task(first_words(invite.peers, _tell, found_run))
     # The network takes about 3 s to load; the run is prepared in a child at the same time.
     imported = asyncio.to_thread(importlib.import_module, "artel.coordinator.service")
     if options.run_file is not None:
@@ -169,10 +172,17 @@ async def _started(
             assert invite is not None
             await require_alone(host, run)
             prepared = await run_of_invite(host, invite, options.home, identity, elected is None)
+        found_run.set()
         yield CoordinatorProcess(options, prepared, identity, host, http, began)
     finally:
+        if telling is not None:
+            await end(telling)
         with contextlib.suppress(TimeoutError):  # the kernel ends its daemon with us
             await within(host.close(), CLOSE_TIMEOUT_S)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -271,6 +281,7 @@ class CoordinatorProcess:
                 listener,
                 self.recomputer,
                 lambda url, words: self.greet(url, invite, "stands by", lambda: words),
+                is_new=not self.said,
             )
 
     def _coordinator(self, own: OwnLedger, sequencer: Sequencer) -> Coordinator:

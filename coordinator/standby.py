@@ -38,7 +38,7 @@ from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, ResourceError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.identity import peer_id_of, short_peer
-from artel.protocol.net import delivery, dht, elsewhere, wire
+from artel.protocol.net import clocks, delivery, dht, elsewhere, wire
 from artel.protocol.net.slots import Caller, Rank
 from artel.protocol.tasks import end, together
 
@@ -95,6 +95,8 @@ class Standby:
         self.heard = time.monotonic()
         """When whoever leads answered last."""
         self._failure: ResourceError | None = None
+        self._left: int | None = None
+        """The term that was left to another coordinator."""
         self._switched: set[str] = set()  # heads of seals that were gone to
         self._files = LedgerService(own.store, own.heads, own.run, lambda: self.state)
 
@@ -156,10 +158,11 @@ class Standby:
                 await asyncio.sleep(FOLLOW_S)
                 if self._failure is not None:
                     raise self._failure
-                if self._seals.turn(self.own, self._key) is not None:
+                turn = self._seals.turn(self.own, self._key)
+                if turn is not None and turn.term != self._left:
                     await together((self._ask_all(), self._require_alone()))
                     turn = self._seals.turn(self.own, self._key)
-                    if turn is not None:
+                    if turn is not None and not await self._leaves(turn.term):
                         return turn
                 elif self.state.size and self._seals.sealed(self.state) >= 0:
                     if self._switching is None or self._switching.done():
@@ -218,6 +221,20 @@ class Standby:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ALONE_S):
                 await elsewhere.require_alone(self._host, self.own.run)
+
+    async def _leaves(self, term: int) -> bool:
+        """Whether a term is left to another coordinator of the run: this machine's clock is wrong,
+        and new nodes would be refused under it. Once, and only where one answers: members wait for
+        the next one then, and a run whose clock is wrong is better than none."""
+        electors = self.state.electors.present
+        if await clocks.right(self._host, [*self._coordinators(), *electors], LAST_S):
+            return False
+        others = self._coordinators()
+        if self._left is not None or await clocks.ahead(self._host, others) is None:
+            return False
+        self._left = term
+        emit(log, "term.left_to_others", logging.WARNING, term=term)
+        return True
 
     async def _ask(self, peer: str) -> None:
         source = PeerSource(self._host, peer, self.own.run)

@@ -201,6 +201,8 @@ async def _serve(options: Options, http: socket.socket) -> int:
     from artel.node import status
     from artel.node.join import join
     from artel.node.overview import overview
+    from artel.protocol.net.names import first_words
+    from artel.protocol.tasks import end
 
     running: list[Daemon] = []
     task = asyncio.current_task()
@@ -219,13 +221,21 @@ async def _serve(options: Options, http: socket.socket) -> int:
         # Whatever hangs on the way out must not keep a machine that its owner wants back.
         asyncio.get_running_loop().call_later(LEAVE_AT_ONCE_S, os._exit, EXIT_INTERRUPTED)
 
+    spoke = asyncio.Event()
+
+    def say(line: str) -> None:
+        spoke.set()
+        _say(line)
+
     on_signals(leave, leave_now)
     try:
         async with contextlib.AsyncExitStack() as stack:
             _say(f"node {options.identity.peer_id}")
             if types.only_here(options.announce):
                 _say(f"! announce {types.only_here(options.announce)}")
-            daemon = await join(options, stack, _say)
+            first = asyncio.create_task(first_words(options.invite.peers, _say, spoke))
+            stack.push_async_callback(end, first)
+            daemon = await join(options, stack, say)
             running.append(daemon)
             site = await status.site_of(daemon.session)
             url = await stack.enter_async_context(

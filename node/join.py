@@ -460,7 +460,7 @@ async def _register(session: Session, found: preflight.Findings) -> messages.Wel
     if not isinstance(welcome, messages.Welcome):
         raise CheckFailed(f"the coordinator answered hello with {welcome.KIND}")
     found.add(
-        preflight.clock(welcome.clock, time.monotonic() - start),
+        await preflight.clock(session.host, session.link.coordinator, welcome.clock, start),
         preflight.reachable(welcome.reachable),
     )
     return welcome

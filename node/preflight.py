@@ -19,13 +19,11 @@ from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, ResourceError, Unfit
 from artel.protocol.exchange import codec
 from artel.protocol.manifest import Manifest
-from artel.protocol.net import wire
+from artel.protocol.net import clocks, wire
 from artel.protocol.net.host import Host
 from artel.protocol.state import Layout, state_bytes
 from artel.protocol.units import readable
 
-MAX_CLOCK_OFFSET_S = 2.5
-"""The DHT refuses peers whose clock is 3 s off."""
 PROBE_BYTES = 512 * 1024
 BASE_MEMORY_BYTES = 900 << 20
 """Daemon and trainer before the model: interpreter, torch, network daemon."""
@@ -155,14 +153,23 @@ def _disk_need(manifest: Manifest) -> int:
     return STATES_ON_DISK * 8 * manifest.model.parameters + data + (64 << 20)
 
 
-def clock(theirs: float, round_trip: float) -> Finding:
-    """Our clock against the coordinator's, in the middle of the round trip."""
-    offset = time.time() - round_trip / 2 - theirs
-    if abs(offset) < MAX_CLOCK_OFFSET_S:
+async def clock(host: Host, coordinator: str, theirs: float, asked: float) -> Finding:
+    """Our clock against the coordinator's, in the middle of the round trip; where the two differ,
+    others say which one is wrong.
+
+    :param theirs: what it says, just now
+    :param asked: when (steady seconds) it was asked
+    """
+    offset = time.time() - (time.monotonic() - asked) / 2 - theirs
+    if not clocks.is_off(offset):
         return Finding("clock", "ok", f"{abs(offset):.1f} s off")
-    side = "ahead of" if offset > 0 else "behind"
-    text = f"{abs(offset):.1f} s {side} the coordinator's: turn on automatic time (NTP)"
-    return Finding("clock", "problem", text)
+    reason, hint = clocks.words(offset, "the coordinator", "the coordinator's")
+    near = [peer for peer in await host.connected() if peer != coordinator]
+    others = await clocks.ahead(host, near)
+    if others is not None and not clocks.is_off(others):
+        text = f"{reason}, and the clocks of others agree with this machine's: tell the organiser"
+        return Finding("clock", "warning", text)
+    return Finding("clock", "problem", f"{reason}: {hint}")
 
 
 def speed(manifest: Manifest, step_seconds: float, tokens_per_second: float) -> Finding:

@@ -21,7 +21,7 @@ from artel.ledger.sync.peers import Brought, ask_files
 from artel.ledger.sync.source import MAX_WORDS, Service
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError, CheckFailed, Unreachable, UsageError
-from artel.protocol.net import wire
+from artel.protocol.net import names, wire
 from artel.protocol.terminal import printable
 
 DIAL_TIMEOUT_S = 10.0
@@ -96,7 +96,11 @@ class PeerHolder(Brought):
         seconds: float = REQUEST_TIMEOUT_S,
     ) -> Result:
         if self._network is None:
-            self._network = _Network(self._addresses)
+            missing = names.unresolved(self._addresses)
+            rest = [one for one in self._addresses if names.name_in(one) not in missing]
+            if not rest:
+                raise Unreachable(names.words(missing), names.HINT)
+            self._network = _Network(rest)
             self.name = self._network.address
         return self._network.ask(exchange, seconds)
 

@@ -16,6 +16,8 @@ Importing this module imports hivemind.
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,6 +101,17 @@ async def move(node: DHTNode, p2p: P2P, is_member: IsMember) -> None:
     node.p2p = node.protocol.p2p = p2p
     await node.protocol.add_p2p_handlers(p2p)
     _guard(p2p, is_member)
+
+
+async def ahead_of(node: DHTNode, peer: PeerID) -> float:
+    """Seconds by which the clock here is ahead of a peer's (negative: behind), at least: it may
+    have answered at any time of the round trip."""
+    begun, asked = get_dht_time(), time.monotonic()
+    request = dht_pb2.PingRequest(peer=node.protocol.node_info, validate=False)
+    answer = await node.protocol.get_stub(peer).rpc_ping(request)
+    trip = time.monotonic() - asked
+    differ = begun + trip / 2 - float(answer.dht_time)
+    return math.copysign(max(0.0, abs(differ) - trip / 2), differ)
 
 
 def place_of(peer: PeerID) -> DHTID:

@@ -206,6 +206,15 @@ class Host:
             return False
         return True
 
+    async def ahead_of(self, peer: str) -> float | None:
+        """Seconds by which the clock here is ahead of a peer's; None when it does not answer."""
+        try:
+            if known := self._addresses.get(peer):
+                await self.connect(peer, known)
+            return await within(dht_node.ahead_of(self._dht, PeerID.from_base58(peer)), 3)
+        except (*STREAM_ERRORS, ValueError):
+            return None
+
     async def connected(self) -> dict[str, list[str]]:
         """The peers that are connected now, and the addresses of their connections."""
         try:

@@ -142,13 +142,18 @@ def start_of(program: str, home: Path) -> str:
 
 def not_reached(url: str, error: Exception) -> Unreachable:
     """The error for a request that got no answer; names the proxy that it went to, if any."""
+    import socket
+
+    from artel.protocol.net.names import HINT
+
     reason = getattr(error, "reason", error)
     proxy = through_proxy(url)
+    named = HINT if isinstance(reason, socket.gaierror) else ""
     return Unreachable(
         f"cannot reach {url}: {str(reason)[:200] or type(reason).__name__}{proxy}",
         "check that the proxy of the environment works, or name this host in no_proxy"
         if proxy
-        else "check the address and that the server runs",
+        else named or "check the address and that the server runs",
     )
 
 

@@ -25,6 +25,7 @@ from artel import cli
 from artel.coordinator import handing_over
 from artel.coordinator.commands import render
 from artel.coordinator.handing_over import REQUEST_FILE, hand_over, is_asked, take
+from artel.coordinator.local_run import LOOPBACK
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.store.verify import verify_home
 from artel.protocol import tether
@@ -42,6 +43,7 @@ from artel.protocol.options import endpoint
 from benchmarks.swarm import Swarm
 from command_world import as_if_alone
 from swarm_world import open_to_others, write_run
+from two_coordinators import write_run_of_two
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -429,6 +431,33 @@ def test_who_gives_up_is_told_what_becomes_of_the_request(
 
 
 # --- a real coordinator ---------------------------------------------------------------------------
+
+WRONG_CLOCK = """
+import sys, time
+wall = time.time
+time.time = lambda: wall() + 3600
+from artel import cli
+sys.exit(cli.main())
+"""
+
+
+async def test_a_standby_with_a_wrong_clock_ends_at_its_start(tmp_path: Path) -> None:
+    async with Swarm(tmp_path, write_run_of_two(tmp_path)) as swarm:
+        await swarm.start_coordinator()
+        words = ("standby", swarm.invite, "--home", str(tmp_path / "standby"))
+        options = ("--http", "127.0.0.1:0", "--listen", LOOPBACK)
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-P", "-c", WRONG_CLOCK, "coordinator", *words, *options],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=tether.environment(),
+        )
+    assert done.returncode == EXIT_RESOURCE, done.stderr
+    said, hint = done.stderr.splitlines()[-2:]
+    assert re.match(r"error: this machine and those who answer differ by 3(600|599)\.\d s", said)
+    assert hint.startswith("  → turn on automatic time (NTP); if this machine has it, theirs")
 
 
 async def test_it_stops_on_ctrl_c_and_goes_on_in_the_same_home(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from artel.ledger.tlog.tiles import CHECKPOINT_PATH
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
 from artel.protocol.identity import Identity
-from artel.protocol.net import dht, wire
+from artel.protocol.net import dht, dht_node, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.tasks import end
@@ -229,6 +230,59 @@ async def test_with_seals_of_a_quorum_it_goes_on_from_the_longest_head_that_anyb
         assert not former.leads(key)
         assert former.store.root == own.store.root
         assert former.lost() == ""
+
+
+async def test_with_a_wrong_clock_it_leaves_a_term_to_another_coordinator_that_answers_once(
+    world: World,
+    parties: list[Party],
+    waiting: tuple[Standby, OwnLedger],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stands, _ = waiting
+    leader = await host_of(tmp_path / "leader", world.coordinator)
+    stands._host.remember(leader.peer_id, await leader.addresses())
+    monkeypatch.setattr(dht_node, "get_dht_time", lambda: time.time() + 3600.0)
+    turn = asyncio.create_task(stands.until_turn())
+    try:
+        for party in parties:
+            await party.take(world, len(world.leaves))
+            party.seals(world)
+        await until(lambda: "term.left_to_others" in caplog.text, 30.0)
+        await asyncio.sleep(0.5)
+        assert not turn.done()
+        # Nobody has led since: the next time that it is its turn a wrong clock is better than none.
+        for party in parties:
+            party.seals(world, 6)
+        found = await asyncio.wait_for(turn, 30.0)
+    finally:
+        await end(turn)
+        await leader.close()
+    assert found is not None
+    assert found.term == 7
+    assert caplog.text.count("clock.differs") >= 2
+    assert caplog.text.count("term.left_to_others") == 1
+
+
+async def test_with_a_wrong_clock_it_leads_where_no_other_coordinator_answers_and_says_so(
+    world: World,
+    parties: list[Party],
+    waiting: tuple[Standby, OwnLedger],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stands, _ = waiting
+    monkeypatch.setattr(dht_node, "get_dht_time", lambda: time.time() - 60.0)
+    turn = asyncio.create_task(stands.until_turn())
+    for party in parties:
+        await party.take(world, len(world.leaves))
+        party.seals(world)
+    found = await asyncio.wait_for(turn, 30.0)
+    assert found is not None
+    assert found.term == 1
+    assert "clock.differs" in caplog.text
+    assert "left_to_others" not in caplog.text
 
 
 async def test_a_head_of_a_later_term_without_a_handover_ends_no_term(
