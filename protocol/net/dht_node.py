@@ -28,7 +28,7 @@ from hivemind.dht.protocol import DHTProtocol
 from hivemind.dht.routing import DHTID, RoutingTable
 from hivemind.dht.storage import DHTLocalStorage, DictionaryDHTValue
 from hivemind.dht.validation import DHTRecord
-from hivemind.p2p import P2P, PeerID
+from hivemind.p2p import P2P, P2PHandlerError, PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration, get_dht_time
 
@@ -103,12 +103,15 @@ async def move(node: DHTNode, p2p: P2P, is_member: IsMember) -> None:
     _guard(p2p, is_member)
 
 
-async def ahead_of(node: DHTNode, peer: PeerID) -> float:
+async def ahead_of(node: DHTNode, peer: PeerID) -> float | None:
     """Seconds by which the clock here is ahead of a peer's (negative: behind), at least: it may
-    have answered at any time of the round trip."""
+    have answered at any time of the round trip. None when it gives no answer that is one."""
     begun, asked = get_dht_time(), time.monotonic()
     request = dht_pb2.PingRequest(peer=node.protocol.node_info, validate=False)
-    answer = await node.protocol.get_stub(peer).rpc_ping(request)
+    try:
+        answer = await node.protocol.get_stub(peer).rpc_ping(request)
+    except (P2PHandlerError, BadProtobuf):
+        return None
     trip = time.monotonic() - asked
     differ = begun + trip / 2 - float(answer.dht_time)
     return math.copysign(max(0.0, abs(differ) - trip / 2), differ)
