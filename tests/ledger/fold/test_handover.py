@@ -169,11 +169,11 @@ def moved(elected: Identity = FIRST.elected) -> list[Envelope]:
 
 
 def proof(log: list[Any], term: int, leader: Identity, witness: Identity | None = None) -> Any:
-    """That one key signed two heads, one entry larger than this log; the leader's, or that of a
-    witness."""
+    """That one key signed two heads, one entry larger than this log and far more than that: the
+    leader's key, or that of a witness. How many entries there are who lies can make up."""
     notes, trees, leaves = [], [], encoded(log)
-    for end in (b"one", b"two"):
-        hashes = [leaf_hash(leaf) for leaf in (*leaves, end)]
+    for end in ([b"one"], [b"two"] * 20):
+        hashes = [leaf_hash(leaf) for leaf in (*leaves, *end)]
         note = sign_checkpoint(leader, origin_of(WORLD.run, term), len(hashes), root(hashes))
         notes.append(cosigned(note, witness) if witness else note)
         trees.append(LeafHashes(hashes))
