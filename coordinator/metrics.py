@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar
@@ -129,7 +129,9 @@ class Metrics:
     def save(self, round: int) -> None:
         """Write the present numbers of a round; the last line of a round counts."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(self.of(round))) + "\n")
+            metrics = self.of(round)
+            row = metrics.summed() | {"by_member": vars(metrics.by_member)}
+            file.write(json.dumps(row) + "\n")
 
     def evaluated(self, found: messages.Validation) -> None:
         """Keep the first report for a state by a node that was asked: a number, not a fact."""

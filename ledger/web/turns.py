@@ -35,7 +35,7 @@ class Turns:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._lock = threading.Lock()
         self._next: dict[Hashable, _Turn] = {}  # what is to be made; under the lock
-        self._rest_s = 0.0
+        self._rested = 0.0  # when it will be, in steady seconds
         self._closing = threading.Event()
 
     async def get(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -60,14 +60,14 @@ class Turns:
                     self._next.pop(key, None)
 
     def _make(self, key: Hashable, make: Callable[[], T]) -> T:
-        self._closing.wait(self._rest_s)
+        self._closing.wait(max(0.0, self._rested - time.monotonic()))
         with self._lock:
             self._next.pop(key, None)  # who asks from now on may know of later things
         began = time.thread_time()
         try:
             return make()
         finally:
-            self._rest_s = REST * (time.thread_time() - began)
+            self._rested = time.monotonic() + REST * (time.thread_time() - began)
 
     async def close(self) -> None:
         """End the thread; nothing more is made."""

@@ -103,9 +103,24 @@ async def test_after_its_work_the_thread_rests_for_longer_than_that_took(made: T
     assert ended[-1] - ended[0] >= least
 
 
+async def test_a_thread_that_has_rested_begins_at_once(made: Turns) -> None:
+    def work() -> None:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.2:
+            pass
+
+    await made.get("page", work)
+    waited = []
+    real = made._closing.wait
+    made._closing.wait = lambda seconds: waited.append(seconds) or real(seconds)  # type: ignore
+    await asyncio.sleep(0.2 * turns.REST)
+    await made.get("page", lambda: None)
+    assert waited == [0.0]
+
+
 async def test_nobody_waits_for_the_rest_of_a_program_that_ends() -> None:
     made = Turns()
-    made._rest_s = 3600.0
+    made._rested = time.monotonic() + 3600.0
     asked = asyncio.create_task(made.get("page", lambda: None))
     await asyncio.sleep(0.1)
     async with asyncio.timeout(30):
