@@ -175,7 +175,7 @@ class Watched(Run):
         nodes = [node for node in self._nodes if not self._barred(node)]
         if state.rests_on == "members":
             table = {node: seat(state, node, place) for place, node in enumerate(nodes)}
-            nodes = seated(nodes, table, len(nodes), {}, len(nodes) // 4)
+            nodes = seated(nodes, table, len(nodes), {}, len(nodes) // 4, len(nodes))
         members = sorted(nodes)
         at, base = {"round": number, "attempt": 0}, state.states[-1]
         body: dict[str, Any] = {"base": base, "cursor": number, "members": tuple(members)}
