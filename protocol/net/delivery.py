@@ -164,8 +164,9 @@ async def _bringing(
         lock = store.downloads.setdefault(one.blob, asyncio.Lock())
         async with gate, lock:
             # Shards are checked by who reads them (:mod:`node.corpus`), once.
-            held = store.path if one.kind == "data" else store.sound
-            path = await uninterrupted(asyncio.to_thread(held, one.blob))
+            path = store.path(one.blob)
+            if path is not None and one.kind != "data":
+                path = await uninterrupted(asyncio.to_thread(store.sound, one.blob))
             if path is None:
                 await swarm.obtain(one, progress)
                 path = store.path(one.blob)
