@@ -60,9 +60,10 @@ def term_of(log: Log) -> int:
     return max((item.term for item in log if item.kind == "handover"), default=0)
 
 
-def asked_no_less(former: Electorate, now: Collection[Electorate]) -> bool:
-    """Whether who agrees to anything by these sets agrees to it by a former one as well."""
-    few = (each for each in now if not each.by_standing and len(each.weights) < FEW)
+def asked_no_less(former: Electorate, rest: Collection[Electorate]) -> bool:
+    """Whether who agrees to anything by the sets beside a former one agrees to it by that as well.
+    A set that comes later does not do: it has no voice for heads that do not cover it."""
+    few = (each for each in rest if not each.by_standing and len(each.weights) < FEW)
     return any(former.weights.keys() <= each.weights.keys() for each in few)
 
 
@@ -157,7 +158,11 @@ class Terms(RuleBasedStateMachine):
         """Whether electors who are asked no more, after a whole stretch, are gone for good. Then
         they are from here on."""
         term, log = head
-        if len(before) < 2 or after[0].since == before[0].since or asked_no_less(before[0], after):
+        if (
+            len(before) < 2
+            or after[0].since == before[0].since
+            or asked_no_less(before[0], before[1:])
+        ):
             return True
         former, (since, *_) = before[0], (each.since for each in before[1:])
         if self.round((*log, item)) - self.round(log[: since + 1]) < STRETCH:
