@@ -21,7 +21,6 @@ from pathlib import Path
 from artel.ledger.entries.words import plural
 from artel.ledger.store import keyfiles
 from artel.ledger.store.heads import HeadStore
-from artel.ledger.store.store import DATABASE_NAME
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
@@ -38,7 +37,7 @@ from artel.node.daemon import Daemon
 from artel.node.elected import Elected
 from artel.node.link import JOIN_PATIENCE_S, Link, with_neighbours
 from artel.node.sealing import Sealing
-from artel.node.session import Session
+from artel.node.session import Session, remembered
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
@@ -147,24 +146,6 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     except SplitViewProven as found:
         await asyncio.to_thread(fork.record, home, heads, found.evidence, replica.store)
         raise
-
-
-def remembered(home: Path, key: str, run: str, stack: AsyncExitStack) -> tuple[HeadStore, Replica]:
-    """What a home has signed, and its copy of the ledger; ``stack`` closes them.
-
-    Where the first is gone, nothing of the present term is signed here any more: it may have been
-    sealed.
-
-    :param key: of the node (hex)
-    :raises ArtelError: as :meth:`HeadStore.owned` and :meth:`Replica.open`
-    """
-    heads = HeadStore.owned(home, key)
-    stack.callback(heads.close)
-    replica = Replica.open(home / DATABASE_NAME, run, heads)
-    stack.callback(replica.store.close)
-    if heads.gone and replica.store.size:
-        heads.seal(run, replica.state.term.number)
-    return heads, replica
 
 
 async def _answer(

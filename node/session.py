@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from artel.ledger import entries
 from artel.ledger.entries.credit import unproven
 from artel.ledger.store.heads import HeadStore
+from artel.ledger.store.published import DATABASE_NAME
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import caller
 from artel.ledger.sync.witness import Witness
@@ -118,3 +120,21 @@ class Session:
                 entries.node(self.identity, self.account, self.run, account=name, seq=seq)
             )
         return [statement.encode() for statement in statements]
+
+
+def remembered(home: Path, key: str, run: str, stack: AsyncExitStack) -> tuple[HeadStore, Replica]:
+    """What a home has signed, and its copy of the ledger; ``stack`` closes them.
+
+    Where the first is gone, nothing of the present term is signed here any more: it may have been
+    sealed.
+
+    :param key: of the node (hex)
+    :raises ArtelError: as :meth:`HeadStore.owned` and :meth:`Replica.open`
+    """
+    heads = HeadStore.owned(home, key)
+    stack.callback(heads.close)
+    replica = Replica.open(home / DATABASE_NAME, run, heads)
+    stack.callback(replica.store.close)
+    if heads.gone and replica.store.size:
+        heads.seal(run, replica.state.term.number)
+    return heads, replica

@@ -26,8 +26,8 @@ from artel.ledger.tlog import note as notes
 from artel.ledger.tlog.checkpoint import sign_checkpoint
 from artel.ledger.tlog.cosignature import add_lines, witness_name
 from artel.node.elected import Elected
-from artel.node.join import remembered
 from artel.node.link import ASKED, NEIGHBOURS_FILE, Link, keep_neighbours, with_neighbours
+from artel.node.session import remembered
 from artel.node.watch import Watch
 from artel.protocol import messages
 from artel.protocol.errors import CheckFailed, Unreachable
