@@ -1122,7 +1122,7 @@ async def test_a_restart_while_nodes_reveal(office: Office, revealing: list[Memb
         await member.show()
     assert len(office.accepted()) == 3
     assert office.core.metrics.of(0).accepted == 3
-    assert office.core.metrics.of(0).steps.keys() == {member.peer for member in revealing}
+    assert office.core.metrics.of(0).by_member.steps.keys() == {m.peer for m in revealing}
     assert not office.core.ledger.state.ignored
 
 

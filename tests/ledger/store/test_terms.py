@@ -328,8 +328,10 @@ async def test_one_that_is_slow_uses_up_nobody_elses_time(
             async with asyncio.timeout(20):
                 await replica.take_from(Hanging(source.folder), WORLD.run)
         assert store.size == STEPS[0]
-        first = asyncio.create_task(replica.take_from(Hanging(source.folder), WORLD.run))
-        await asyncio.sleep(0)
+        slow = Hanging(source.folder)
+        first = asyncio.create_task(replica.take_from(slow, WORLD.run))
+        # Else the others may have given all before it is asked for anything.
+        assert await asyncio.to_thread(slow.asked.wait, 20)
         async with asyncio.timeout(20):
             await asyncio.gather(*(replica.take_from(source, WORLD.run) for _ in range(2)))
         assert store.size == GIVEN_UP
