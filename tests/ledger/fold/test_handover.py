@@ -296,12 +296,18 @@ def test_half_of_the_electors_certify_nothing() -> None:
     assert told(WORLD.witnessed(leaves, [A, B, C]))[0].electors.certified
 
 
-def test_what_later_electors_certify_is_final_only_when_former_ones_hold_the_certificate() -> None:
+def two_sets() -> tuple[World, list[Envelope]]:
+    """All four are the first electors, and the last of them alone is the second set."""
     world = World(nodes=4, name="two sets", trust={"standing_rounds": 1})
-    a, b, _, d = world.members
+    d = world.members[-1]
     by_one = [world.committed(1, members=[d]), world.contribution(d, 1)]
     by_one += [world.closed(1, accepted=[d]), world.agreed(2, nodes=[d])]
-    log: list[Envelope] = [*world.start, *world.round(0), world.opened(1), *by_one]
+    return world, [*world.start, *world.round(0), world.opened(1), *by_one]
+
+
+def test_what_later_electors_certify_is_final_only_when_former_ones_hold_the_certificate() -> None:
+    world, log = two_sets()
+    a, b, _, d = world.members
     size = len(encoded(log))
 
     def witnessed(*by: Identity) -> FoldState:
@@ -320,11 +326,8 @@ def test_what_later_electors_certify_is_final_only_when_former_ones_hold_the_cer
 
 def test_a_head_is_certified_by_the_electors_of_its_size() -> None:
     """Not by those who are chosen in the entries behind it."""
-    world = World(nodes=4, name="two sets", trust={"standing_rounds": 1})
-    a, b, c, d = world.members
-    by_one = [world.committed(1, members=[d]), world.contribution(d, 1)]
-    by_one += [world.closed(1, accepted=[d]), world.agreed(2, nodes=[d])]
-    log: list[Envelope] = [*world.start, *world.round(0), world.opened(1), *by_one]
+    world, log = two_sets()
+    a, b, c, _ = world.members
     change = outcomes(log)[0].electors.sets[-1].since
     for size, certified in ((change, True), (change + 1, False)):
         seen = world.witnessed(encoded(log), (a, b, c), size=size)
