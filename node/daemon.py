@@ -223,7 +223,8 @@ class Daemon:
         self.directive, self._heard_at = directive, time.monotonic()
         self._directed_by = leader
         if directive.seal:
-            self.session.sealing.ask(term)  # that of whoever was asked, not a later one
+            # That of whoever was asked, not a later one.
+            self.session.sealing.ask(term, directive.ledger_size)
         if directive.version != seen:
             self._heard.set()
 

@@ -112,7 +112,7 @@ class Sealing:
         self._grown = replica.growth()
         self._led = replica.state.term.number if replica.state.size else 0
         self._sealed_at = clock()
-        self._asked = -1
+        self._asked = -1, 0  # term, and the size of the ledger that it is to be sealed with
         self._search: asyncio.Task[int] | None = None
 
     # --- what others are told ---------------------------------------------------------------------
@@ -185,10 +185,14 @@ class Sealing:
         state = self._replica.state
         return state.term.number if state.size else -1
 
-    def ask(self, term: int) -> None:
-        """The coordinator that leads a term wants it to be sealed."""
-        if self._asked < term:
-            self._asked = term
+    def ask(self, term: int, size: int) -> None:
+        """The coordinator that leads a term wants it to be sealed.
+
+        :param size: of its ledger. Whose turn is next hangs on whether a state was agreed on in the
+            term: who does not hold that yet would seal it for another one than the others do.
+        """
+        if self._asked <= (term, size):
+            self._asked = term, size
             self._grown.set()
 
     async def convict(self, found: SplitViewProven) -> None:
@@ -235,7 +239,9 @@ class Sealing:
         present = state.term.number
         term = max(self.term + 1, present)
         proven = self._link.liar == self._link.coordinator
-        why = proven or self._asked == present or self._left_out or self._stands_still
+        asked, size = self._asked
+        on_purpose = asked == present and state.size >= size
+        why = proven or on_purpose or self._left_out or self._stands_still
         if term == present and why:
             return term
         since = self._link.lost_since

@@ -226,7 +226,7 @@ async def test_what_may_be_given_up_with_a_term_outlives_the_process(
     await taking(leader, own.encode())
     await first.follow(leader)
     for party in electors:
-        party.sealing.ask(0)
+        party.sealing.ask(0, 0)
         await party.sealing.look()
     await next.add(after(world.leaves, handover(world, *electors[1:])), world.standbys[0], 1)
     await first.follow(next)  # and the process ends before it has sent anything

@@ -149,7 +149,7 @@ async def test_a_node_that_forgot_what_it_signed_signs_nothing_more_of_the_term(
     await standby.add([handover(world, *others).encode()], world.standbys[0], 1)
     await first.follow(standby)
     sign.cosign(first.replica.store.latest_note, first.replica.store)
-    first.sealing.ask(1)
+    first.sealing.ask(1, 0)
     await first.sealing.look()
     assert first.sealing.term == 1
 
@@ -234,16 +234,32 @@ async def test_the_coordinator_that_leads_may_ask_for_its_term_to_be_sealed(run:
     await stranger.follow(leader)
     asked = stranger.watches(key("an account"))
     for sealing in (first.sealing, asked):
-        sealing.ask(sealing.present - 1)  # whoever led before asked too late
+        sealing.ask(sealing.present - 1, 0)  # whoever led before asked too late
         await sealing.look()
         assert sealing.term == -1
-        sealing.ask(sealing.present)
+        sealing.ask(sealing.present, 0)
         await sealing.look()
     assert (first.sealing.term, asked.term) == (0, -1)
     # It answers: nobody has to be replaced, and the next term is not sealed.
     first.clock.now += 100 * HANDOVER_S
     await first.sealing.look()
     assert first.sealing.term == 0
+
+
+async def test_a_term_is_sealed_on_purpose_with_all_that_its_leader_has(run: Parties) -> None:
+    """Its newest state decides whose turn is next: all have to seal for the same coordinator."""
+    world = two_coordinators()
+    leader = await run.coordinator()
+    behind = await run.elector(leader)
+    world.add(*world.round(1))
+    await leader.add(world.leaves[leader.replica.store.size :], world.coordinator)
+    for asked in (world.leaves, world.leaves[:-1]):  # nor does it matter what was said before
+        behind.sealing.ask(0, len(asked))
+        await behind.sealing.look()
+        assert behind.sealing.term == -1
+    await behind.follow(leader)
+    await behind.sealing.look()
+    assert (behind.sealing.term, behind.replica.state.round) == (0, 2)
 
 
 async def test_the_next_coordinator_is_found_and_what_was_given_up_is_sent_to_it_again(
@@ -305,7 +321,7 @@ async def test_a_node_that_leaves_waits_until_its_own_coordinator_leads_no_more(
     started.key = world.coordinator.key
     leaving = asyncio.create_task(first.sealing.hand_over())
     for party in parties[1:]:
-        party.sealing.ask(0)
+        party.sealing.ask(0, 0)
         await party.sealing.look()
     await asyncio.sleep(0.1)
     assert not leaving.done()
@@ -400,7 +416,7 @@ async def test_two_histories_end_the_term_and_not_the_node(run: Parties, world: 
     assert sealing.term == 0, "nobody waits for one who is proven to lie"
 
     second = run.parties[2]
-    second.sealing.ask(second.sealing.present)
+    second.sealing.ask(second.sealing.present, 0)
     await second.sealing.look()
     next = await run.party(world.standbys[0])
     await next.follow(leader)
@@ -463,7 +479,7 @@ async def test_a_leader_of_before_that_forked_its_own_term_ends_not_the_present_
     leader = await run.coordinator()
     first, second = await run.elector(leader), await run.elector(leader, 1)
     for elector in (first, second):
-        elector.sealing.ask(elector.sealing.present)
+        elector.sealing.ask(elector.sealing.present, 0)
         await elector.sealing.look()
     next = await run.party(world.standbys[0])
     await next.follow(leader)
@@ -526,7 +542,7 @@ async def test_what_is_certified_stays_known_when_its_record_is_given_up_with_a_
     leader = await run.coordinator()
     parties = [await run.elector(leader, number) for number in range(3)]
     for party in parties:
-        party.sealing.ask(0)
+        party.sealing.ask(0, 0)
         await party.sealing.look()
     size = entries.open_seal(parties[0].sealing.statement())[0].size
     next = await run.party(world.standbys[0])
@@ -536,7 +552,7 @@ async def test_what_is_certified_stays_known_when_its_record_is_given_up_with_a_
     for party in parties:
         await party.follow(next)
         assert party.replica.store.size == size + 1
-        party.sealing.ask(1)
+        party.sealing.ask(1, 0)
         await party.sealing.look()
         said, _ = entries.open_seal(party.sealing.statement())
         root = next.replica.store.root_at(size).hex()
