@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "demo": ("artel.coordinator.demo", "train a small model with three nodes on this machine"),
+    "runs": ("artel.node.finding", "list the public runs that anybody can join"),
+    "join": ("artel.node.joining_in", "see what a run asks and gives, and take part"),
     "node": ("artel.node.commands", "join a run, see what this machine does, export the model"),
     "run": (
         "artel.coordinator.run_commands",
@@ -41,11 +43,13 @@ GROUPS = {
     "completion": ("artel.completion", "let a shell complete commands with the Tab key"),
 }
 
-EXTRAS = {"node": "node"} | dict.fromkeys(("demo", "run", "coordinator", "chaos"), "coordinator")
+EXTRAS = dict.fromkeys(("runs", "join", "node"), "node") | dict.fromkeys(
+    ("demo", "run", "coordinator", "chaos"), "coordinator"
+)
 """The extra of the package that brings what a group imports; ledgers need none, or these two."""
 LIBP2P = ("libp2p", "multiaddr", "trio")
 
-DAEMONS = ("node", "coordinator")
+DAEMONS = ("node", "coordinator", "join")
 """Groups whose commands take --verbose themselves, to log more."""
 
 HELP = """\
@@ -61,7 +65,8 @@ Train a language model together with strangers, and own it by accepted work.
 
 examples:
   artel demo                                      a whole run on this machine
-  artel node start --join INVITE                  take part in a public run
+  artel runs                                      public runs that anybody can join
+  artel join NAME                                 take part in one of them
   artel ledger shares                             who owns what
 
 exit codes: 0 it holds · 1 a check or the work failed · 2 wrong input

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 
 from artel.coordinator import intake
 from artel.coordinator.service import Coordinator
-from artel.coordinator.shape import Shape
 from artel.ledger import entries
 from artel.ledger.entries.records import Attempt
 from artel.protocol import assignment, messages, round_state
@@ -25,6 +24,7 @@ from artel.protocol.errors import ArtelError, Unreachable
 from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import IndexItem
+from artel.protocol.exchange.shape import Shape
 from artel.protocol.identity import short_peer
 from artel.protocol.members import distrusted
 from artel.protocol.net import delivery, wire

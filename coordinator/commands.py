@@ -18,6 +18,7 @@ from artel.protocol import commandline, options
 from artel.protocol.commandline import (
     Announce,
     AsJson,
+    Bootstrap,
     Folder,
     Http,
     Listen,
@@ -71,6 +72,7 @@ class ServingOptions:
             "those on which they differ; it takes the time and the memory that it takes a node"
         ),
     ] = 10
+    bootstrap: Bootstrap = ()
     as_json: Annotated[AsJson, Parameter(help="print one JSON object when ready")] = False
     log_json: LogJson = False
     verbose: Verbose = False
@@ -78,8 +80,10 @@ class ServingOptions:
     def startup(self, **more: Any) -> Startup:
         """What is started with these."""
         from artel.coordinator.process import Startup
+        from artel.protocol.net.doors import named_doors
 
-        return Startup(**{each.name: getattr(self, each.name) for each in fields_of(self)}, **more)
+        own = {each.name: getattr(self, each.name) for each in fields_of(self)}
+        return Startup(**own | {"bootstrap": tuple(named_doors(self.bootstrap))}, **more)
 
 
 app = commandline.group(

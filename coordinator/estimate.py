@@ -57,9 +57,9 @@ def estimate(
     from artel.coordinator.rehearsal import rehearse
     from artel.coordinator.sources import take_inventory
     from artel.coordinator.tokenising import require_enough_text
-    from artel.coordinator.traffic import round_traffic, typical_share
     from artel.protocol import model
     from artel.protocol.exchange import codec
+    from artel.protocol.exchange.traffic import round_traffic, typical_share
     from artel.protocol.state import state_bytes
 
     vocab_size = config.tokenizer.vocab_size
@@ -190,13 +190,13 @@ def _contribution(facts: Estimate) -> str:
 
 def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int:
     """Rough peak of the training process in bytes: copies of the model, activations, logits."""
-    from artel.protocol import model
+    from artel.protocol.offer import copies
 
     tokens = config.optimizer.batch_size * config.data.seq_len
     layers = int(getattr(shape, "num_hidden_layers", 1) or 1)
     width = int(getattr(shape, "hidden_size", 1) or 1)
     numbers = (
-        parameters * model.copies(config.exchange)
+        parameters * copies(config.exchange)
         - by_muon * _MUON_SAVES
         + tokens * layers * width * _ACTIVATIONS_PER_UNIT
         + tokens * config.tokenizer.vocab_size * 3  # logits, their softmax and its gradient

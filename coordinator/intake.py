@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from artel.coordinator.sequencer import AGAIN, Sequencer
-from artel.coordinator.shape import Shape
 from artel.ledger import entries
 from artel.ledger.entries import Entry, StateVote, reasons
 from artel.ledger.fold import shares
@@ -22,6 +21,7 @@ from artel.protocol import round_state
 from artel.protocol.errors import CheckFailed, DecodeError
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.exchange.pseudogradient import HEADER_BYTES, Header, IndexItem
+from artel.protocol.exchange.shape import Shape
 from artel.protocol.fingerprints import ROW_BYTES
 from artel.protocol.identity import public_of
 from artel.protocol.net import wire

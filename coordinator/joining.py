@@ -11,6 +11,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from artel.protocol.invite import Invite
 from artel.protocol.manifest import Manifest, open_manifest
 from artel.protocol.net import clocks, wire
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.doors import Directory, public_runs
 from artel.protocol.net.host import Host, peer_of
 from artel.protocol.tasks import beside, together
 
@@ -157,7 +159,8 @@ async def stand_by(
     gate, stock = Gate(), Stock(host, blobs, prepared.manifest, own.run, "")
     standby = Standby(own, host, blobs, stock, circle, key)
     await standby.open()
-    async with gate.serving(_page(standby, prepared, gate), listener, home) as url:
+    directory = Directory(partial(public_runs, host))
+    async with gate.serving(_page(standby, prepared, gate, directory), listener, home) as url:
         greet(url, _words(prepared, standby.state, host.peer_id, url))
         emit(log, "coordinator.stands_by", run=own.run[:12], term=own.store.term)
         beside_it = (
@@ -198,7 +201,9 @@ def _words(prepared: Prepared, state: FoldState, own: str, url: str) -> str:
     )
 
 
-def _page(standby: Standby, prepared: Prepared, gate: Gate) -> web.Application:
+def _page(
+    standby: Standby, prepared: Prepared, gate: Gate, directory: Directory
+) -> web.Application:
     """The pages of a standby: its status, and its copy of the ledger."""
     own, name = standby.own, prepared.manifest.config.run.name
     site = LedgerSite(own.store, own.heads, lambda: standby.state)
@@ -215,4 +220,4 @@ def _page(standby: Standby, prepared: Prepared, gate: Gate) -> web.Application:
         yield metric("artel_term", "The term of the run.", now["term"])
         yield metric("artel_ledger_entries", "Entries of the ledger.", now["ledger"]["size"])
 
-    return exposition.application(gate, site, page, {"status": status}, numbers)
+    return exposition.application(gate, site, page, {"status": status}, numbers, directory)

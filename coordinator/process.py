@@ -75,6 +75,8 @@ class Startup:
     http: Endpoint
     listen: tuple[str, ...]
     announce: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    """Doors to the network of public runs (:mod:`protocol.net.doors`), where the run is listed."""
     as_json: bool = False
     verbose: bool = False
     log_json: bool = False
@@ -321,7 +323,7 @@ class CoordinatorProcess:
             self.greet(url, invite, part, lambda: leading_words(core, url, invite))
             seconds = time.monotonic() - self.began
             emit(log, "coordinator.ready", run=run[:12], term=own.store.term, seconds=seconds)
-            upkeep = Upkeep(core, self.public(url))
+            upkeep = Upkeep(core, self.public(url), self.options.bootstrap)
             agreeing = Agreeing(core, self.recomputer)
             circle = Circle(home, self.host, run, lambda: core.ledger.state)
             members = keep_members(
@@ -417,6 +419,8 @@ def leading_words(core: Coordinator, url: str, invite: str) -> str:
         "Volunteers take part with this line:\n\n"
         f"artel node start --join {invite} --home artel-node\n"
     )
+    if config.run.public:
+        call += f"\nor, as the run is public, with: artel join {core.run[:12]} --bootstrap {url}\n"
     term = core.ledger.state.term.number
     leads = f"  leads   this coordinator, term {term}\n" if term else ""
     if core.ledger.state.closed:

@@ -26,7 +26,6 @@ from artel.coordinator.peer import Peer, say_who_sits_out
 from artel.coordinator.resuming import PHASES, NoEffect, ranked, resumed, seat, shown_so_far
 from artel.coordinator.reveals import Arrival, Reveals
 from artel.coordinator.sequencer import Late, Sequencer, Statement
-from artel.coordinator.shape import Shape, largest_contribution
 from artel.coordinator.submission import Submissions
 from artel.coordinator.verdicts import Verdicts
 from artel.coordinator.witnessing import Witnessing
@@ -42,6 +41,7 @@ from artel.protocol import assignment, files, round_state, rounds
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
+from artel.protocol.exchange.shape import Shape, largest_contribution
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import wire

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,11 +17,15 @@ from artel.ledger import entries
 from artel.ledger.entries import audits
 from artel.ledger.fold.history import History
 from artel.ledger.sync.recompute_state import fetch_inputs, root_in_child
-from artel.protocol import assignment
+from artel.protocol import assignment, members
 from artel.protocol.errors import ArtelError
+from artel.protocol.events import emit
 from artel.protocol.exchange import pseudogradient
 from artel.protocol.fingerprints import ROW_BYTES
-from artel.protocol.net import dht
+from artel.protocol.listing import ListingBody, listed
+from artel.protocol.net import dht, doors
+
+log = logging.getLogger("artel.coordinator")
 
 Exchanged = entries.Contribution | entries.Aggregate
 """What names blobs that a round exchanges."""
@@ -38,10 +44,12 @@ class Upkeep:
     """Background work for one coordinator; :meth:`run` never returns.
 
     :param http: address of the page, for the run's DHT record; "" when there is none
+    :param doors: by which the network of public runs is entered (:mod:`protocol.net.doors`)
     """
 
-    def __init__(self, coordinator: Coordinator, http: str) -> None:
+    def __init__(self, coordinator: Coordinator, http: str, doors: Sequence[str] = ()) -> None:
         core = self._core = coordinator
+        self._http, self._doors = http, doors
         self._stock = Stock(core.host, core.blobs, core.manifest, core.run, http)
         self._blobs: dict[int, dict[str, Exchanged]] = {}  # by round
         self._closing = Closing(coordinator, self._release)
@@ -53,6 +61,8 @@ class Upkeep:
         await asyncio.to_thread(self._look_back)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._announce())
+            if self._is_listed:
+                group.create_task(self._list())
             group.create_task(self._follow())
             group.create_task(self._closing.run())
             group.create_task(Returning(self._core, self._mirror, self._computed).run())
@@ -63,6 +73,42 @@ class Upkeep:
         while True:
             await self._stock.announce(core.state.round, core.ledger.store.term)
             await asyncio.sleep(dht.RENEW_S)
+
+    @property
+    def _is_listed(self) -> bool:
+        """Whether the organiser wants it, and others can see that this coordinator may say so."""
+        manifest = self._core.manifest
+        return manifest.config.run.public and self._core.identity.key in manifest.coordinators
+
+    async def _list(self) -> None:
+        """Keep a public run in the directory, and this host in the network that has it."""
+        core, peers = self._core, list[str]()
+        envelope = await asyncio.to_thread(core.ledger.store.leaf, 0)
+        while True:
+            if self._doors and not (peers and await core.host.join(peers, ours=False)):
+                found = await asyncio.to_thread(doors.opened, self._doors)
+                peers = [way for way in found.peers if not way.endswith(core.host.peer_id)]
+                if not await core.host.join(peers, ours=False) and (peers or found.errors):
+                    emit(log, "directory.unreachable", logging.WARNING)
+            addresses = await core.host.addresses()
+            if addresses and core.state.round < core.rules.total:
+                record = listed(core.identity, envelope, self._body(addresses))
+                await core.host.publish(dht.DIRECTORY, record)
+            await asyncio.sleep(dht.RENEW_S)
+
+    def _body(self, addresses: Sequence[str]) -> ListingBody:
+        core = self._core
+        losses = (known.validation for known in reversed(core.metrics.rounds.values()))
+        return ListingBody(
+            run=core.run,
+            time=int(time.time()),
+            term=core.ledger.store.term,
+            round=core.state.round,
+            members=len(members.ready(core.state)),
+            loss=next((loss for loss in losses if loss is not None), None),
+            addresses=tuple(addresses[:4]),
+            http=self._http,
+        )
 
     async def _follow(self) -> None:
         """After each agreed state: keep a copy of it, and let old contributions go."""

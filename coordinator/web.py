@@ -8,6 +8,7 @@
 ``GET /api/v1/status``                phase, round, nodes, loss, ledger size and root
 ``GET /api/v1/rounds?last=N``         numbers of the newest N rounds (1 to 1000, default 50)
 ``GET /api/v1/shares``                who owns what
+``GET /runs``, ``/bootstrap``         the public runs; see :mod:`ledger.web.directory`
 ``/ledger/...``, ``/entry/...``, ...  the ledger itself; see :mod:`ledger.web.site`
 ====================================  ==============================================================
 
@@ -17,6 +18,7 @@ Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 
@@ -30,6 +32,7 @@ from artel.ledger.web.lists import shares_data
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
+from artel.protocol.net.doors import Directory, public_runs
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
 PAGE_ROUNDS = 400
@@ -65,7 +68,8 @@ class RunPage:
             "status": self._status,
             "shares": lambda: self.site.look(shares_data),
         }
-        app = exposition.application(gate, self.site, self._page, documents, api.gauges)
+        directory = Directory(partial(public_runs, self._core.host))
+        app = exposition.application(gate, self.site, self._page, documents, api.gauges, directory)
         app.router.add_get("/api/v1/rounds", self._rounds)
         app.router.add_get("/healthz", self._health)
         return app

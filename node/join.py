@@ -67,6 +67,7 @@ from artel.protocol.manifest import Manifest
 from artel.protocol.net import dht, wire
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
+from artel.protocol.offer import PRIVACY
 from artel.protocol.repeated_work import Trial
 from artel.protocol.round_state import RoundRules
 from artel.protocol.tasks import beside
@@ -77,16 +78,6 @@ STATE_PATIENCE_S = 120.0
 STATE_RETRY_S = 2.0
 STATES_TRIED = 8
 """Of a run that makes states faster than this node fetches one."""
-PRIVACY = (
-    "The run's ledger is public and permanent: it will hold this node's and its account's public "
-    "keys, numbers of tokens, digests, and the times at which the node cosigns; no name, no IP "
-    "address.",
-    "A key that can be linked to you is personal data; a fresh account for each run is possible "
-    "(--account FILE).",
-    "A name to be shown under is optional, kept beside the ledger, and can be erased: "
-    "artel ledger alias.",
-)
-"""Said before the first entry of an account leaves this machine."""
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artel.node.trainer.orders import Weighed
-from artel.protocol import assignment, messages, model, tolerances
+from artel.protocol import assignment, messages, tolerances
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, ResourceError, Unfit
 from artel.protocol.exchange import codec
 from artel.protocol.manifest import Manifest
 from artel.protocol.net import clocks, wire
 from artel.protocol.net.host import Host
+from artel.protocol.offer import disk_bytes, memory_bytes
 from artel.protocol.state import Layout, state_bytes
 from artel.protocol.units import readable
 
 PROBE_BYTES = 512 * 1024
-BASE_MEMORY_BYTES = 900 << 20
-"""Daemon and trainer before the model: interpreter, torch, network daemon."""
-STATES_ON_DISK = 4
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,7 @@ def memory(manifest: Manifest, weighed: Weighed) -> Finding:
 
     :param weighed: what this machine has counted itself; a model has two copies of its buffers
     """
-    copies = model.copies(manifest.config.exchange)
-    need = BASE_MEMORY_BYTES + copies * 4 * weighed.parameters + 2 * weighed.buffers
+    need = memory_bytes(manifest, weighed.parameters, weighed.buffers)
     now = Groups().memory()
     free = now.free
     text = f"{readable(free)} free, about {readable(need)} needed"
@@ -97,7 +94,7 @@ def memory(manifest: Manifest, weighed: Weighed) -> Finding:
 
 def disk(manifest: Manifest, home: Path, quota: int) -> Finding:
     """Free disk space against states and the data cache."""
-    need = min(quota, _disk_need(manifest))
+    need = min(quota, disk_bytes(manifest))
     free = shutil.disk_usage(home).free
     level = "ok" if free > 1.2 * need else "problem"
     return Finding("disk", level, f"{readable(free)} free, about {readable(need)} needed")
@@ -145,12 +142,6 @@ def _quota_need(manifest: Manifest) -> int:
     tokens = min(shard, data.train.tokens) + min(shard, data.validation.tokens)
     state = state_bytes(manifest.model.parameters, config.exchange.outer)
     return 3 * state + payloads * payload + width * tokens
-
-
-def _disk_need(manifest: Manifest) -> int:
-    width = 2 if manifest.data.dtype == "uint16" else 4
-    data = width * (manifest.data.train.tokens + manifest.data.validation.tokens)
-    return STATES_ON_DISK * 8 * manifest.model.parameters + data + (64 << 20)
 
 
 async def clock(host: Host, coordinator: str, theirs: float, asked: float) -> Finding:

@@ -22,6 +22,7 @@ from artel.ledger.web.context import Context
 from artel.ledger.web.server import Gate, Handler, is_owners
 from artel.ledger.web.site import LedgerSite
 from artel.node.overview import gauges
+from artel.protocol.net.doors import Directory
 from artel.protocol.net.http import announced_in, fetch_object
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ async def serving(
     status: Callable[[], dict[str, Any]],
     site: LedgerSite,
     listener: socket.socket,
+    directory: Directory,
 ) -> AsyncIterator[str]:
     """Serve for as long as the context lasts, and note the address in the home; yields the URL.
 
@@ -55,7 +57,7 @@ async def serving(
         return await site.page(request, "node.html", lambda seen, _: node_page(seen, status()))
 
     gate = Gate()
-    app = exposition.application(gate, site, page, {"status": status}, gauges)
+    app = exposition.application(gate, site, page, {"status": status}, gauges, directory)
     app.middlewares.append(owner_only)
     async with gate.serving(app, listener, home) as url:
         yield url

@@ -257,6 +257,16 @@ VKeys = Annotated[
         help="key to trust, of the log or of a witness; may be given several times",
     ),
 ]
+Bootstrap = Annotated[
+    tuple[str, ...],
+    values(
+        str,
+        "DOOR",
+        help="an address of the network of public runs: http(s)://HOST:PORT of any coordinator or "
+        "node, a URL of a file of such addresses, or /ip4/HOST/tcp/PORT/p2p/PEER; may be given "
+        "more than once; otherwise those of ARTEL_BOOTSTRAP, or of ~/.config/artel/bootstrap",
+    ),
+]
 AsJson = Annotated[bool, Parameter(name="--json", help="print one JSON document")]
 Verbose = Annotated[bool, Parameter(help="log more, show tracebacks")]
 LogJson = Annotated[bool, Parameter(help="events as JSON lines")]

@@ -14,7 +14,7 @@ import numpy as np
 
 from artel.protocol import model_keys
 from artel.protocol.errors import CheckFailed, UsageError, suggestion
-from artel.protocol.run_config import ExchangeSection, ModelSection
+from artel.protocol.run_config import ModelSection
 from artel.protocol.state import MAX_PARAMETERS, Layout, Vector
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
 MAX_LAYERS = 512
 """Most blocks of a model; each costs a module object even before any parameter is allocated."""
-
-
-def copies(exchange: ExchangeSection) -> int:
-    """fp32 vectors of the model that a node holds at its peak: weights and their copy from the
-    round's beginning, gradients, two moments and their copy, the base state with momentum, weights
-    as they were sent, the pseudo-gradient, those of an aggregation (14 in all); with the codec
-    "sparse" also the error feedback and its copy. While it repeats another node's work: weights and
-    two moments of that, with overlap its weights as they were sent, with "sparse" its feedback."""
-    own, repeated = (16, 4) if exchange.codec == "sparse" else (14, 3)
-    return own + repeated + (exchange.overlap_steps > 0)
 
 
 def transformers_config(model: ModelSection, vocab_size: int) -> Any:

@@ -75,6 +75,12 @@ class RunSection(Section):
     """One or two sentences for volunteers."""
     seed: Annotated[int, Field(ge=0, le=MAX_EXACT)] = 0
     """Seed of the initial parameters and of the order of the data."""
+    public: bool = False
+    """Whether strangers may find the run: its coordinator lists it, and `artel runs` shows it."""
+    model_licence: Annotated[str, Field(max_length=80), AfterValidator(one_line)] = ""
+    """Licence of the trained model, for example "Apache-2.0"; empty: not said."""
+    data_licence: Annotated[str, Field(max_length=80), AfterValidator(one_line)] = ""
+    """Licence of the text that is trained on; empty: not said."""
 
 
 class ModelSection(Section):

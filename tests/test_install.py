@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import venv
 import zipfile
@@ -26,6 +27,7 @@ from artel.protocol.errors import EXIT_OK, EXIT_RESOURCE
 from artel.protocol.invite import Invite
 from client_world import served, write_tiles
 from ledger_world import World
+from listing_world import record, served_runs
 from places import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -150,6 +152,13 @@ def test_a_light_client_audits_over_http(absent: list[str], home: Path, tmp_path
             assert (done.returncode, done.stderr) == (EXIT_OK, ""), arguments
 
 
+def test_a_light_client_lists_public_runs_over_http(absent: list[str], tmp_path: Path) -> None:
+    with served(served_runs(tmp_path, record(time=int(time.time())))) as url:
+        done = light(absent, "runs", "--bootstrap", url)
+        assert (done.returncode, done.stderr) == (EXIT_OK, "")
+        assert "3 of 32" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def run_file(absent: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
@@ -162,6 +171,8 @@ def run_file(absent: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     [
         (("node", "start", "--join", Invite(WORLD.run, (PEER,)).encode(), "--home", "h"), "node"),
         (("node", "export", "model", "--home", "h"), "node"),
+        (("runs", "--bootstrap", PEER), "node"),
+        (("join", "tiny", "--bootstrap", PEER), "node"),
         (("coordinator", "start", "my-run/RUN.toml", "--home", "h"), "coordinator"),
         (("run", "check", "my-run/RUN.toml"), "coordinator"),
         (("demo", "--out", "h"), "coordinator"),

@@ -21,8 +21,10 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from artel.ledger.web.directory import add_directory
 from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
+from artel.protocol.net.doors import Directory
 
 _DUMPS = partial(json.dumps, allow_nan=False)
 
@@ -48,12 +50,14 @@ def application(
     page: Handler,
     documents: Mapping[str, Document],
     numbers: Callable[[dict[str, Any]], Iterable[Metric]],
+    directory: Directory,
 ) -> web.Application:
     """All that a daemon serves behind a gate: its ledger, and what is its own.
 
     :param page: answers ``/``
     :param documents: name to the object at ``/api/v1/NAME``, the ``status`` among them
     :param numbers: families of ``/metrics``, from the status
+    :param directory: the public runs that it knows of
     """
 
     async def metrics(request: web.Request) -> web.Response:
@@ -67,6 +71,7 @@ def application(
     for name, document in documents.items():
         app.router.add_get(f"/api/v1/{name}", _json_of(site, name, document))
     site.add_routes(app)
+    add_directory(app, site, directory)
     return app
 
 

@@ -104,6 +104,11 @@ class LedgerSite:
         self._turns = Turns()
         self.templates = Templates()
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs of the daemon, as others are told."""
+        return tuple(self._info().get("addresses", ()))
+
     def add_routes(self, app: web.Application) -> None:
         """Add everything to an application behind a :class:`ledger.web.server.Gate`."""
         add = app.router.add_get
@@ -255,7 +260,7 @@ class LedgerSite:
         """
         given = {**request.query, **request.match_info}
         asked = {name: given[name] for name in names if name in given}
-        url = url_of(request, self._info().get("addresses", ()))
+        url = url_of(request, self.addresses)
 
         def render(page: Context) -> str:
             return self.templates.render(template, page=page, **view(page, asked))

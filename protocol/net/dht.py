@@ -11,21 +11,26 @@ Keys, for a run id R:
 - ``artel/run/R``: one subkey per coordinator: :class:`RunRecord`.
 - ``artel/nodes/R``: one subkey per node or coordinator: :class:`HolderRecord`, who holds which
   state and which data shards, and where to reach it.
+- ``artel/runs``, the same for all runs: one subkey per coordinator that leads a public one:
+  :class:`protocol.listing.ListingRecord`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Annotated, Any
 
 import msgpack
 import numpy as np
+from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from pydantic import Field
 
-from artel.protocol.errors import DecodeError
+from artel.protocol.errors import ArtelError, DecodeError
 from artel.protocol.identity import Identity, public_of, verify
+from artel.protocol.listing import ListingRecord, open_listing
 from artel.protocol.messages import Addresses, Count, Text
 from artel.protocol.schema import OptionalDigest, Record, Schema, checked
 
@@ -39,6 +44,10 @@ MAX_AHEAD_S = LIFETIME_S + RENEW_S
 Only at storing: a reader with a slow clock would else refuse all records of a key for one."""
 
 
+DIRECTORY = "artel/runs"
+_DIRECTORY_ID = DHTID.generate(DIRECTORY).to_bytes()
+
+
 def run_key(run: str) -> str:
     return f"artel/run/{run}"
 
@@ -47,9 +56,9 @@ def nodes_key(run: str) -> str:
     return f"artel/nodes/{run}"
 
 
-def keys_of(run: str) -> tuple[str, str]:
-    """All keys of a run."""
-    return run_key(run), nodes_key(run)
+def keys_of(run: str) -> tuple[str, ...]:
+    """All keys whose records a peer of a run keeps: those of the run, and the directory's."""
+    return run_key(run), nodes_key(run), DIRECTORY
 
 
 class RunRecord(Record):
@@ -116,15 +125,27 @@ class SignedRecords(RecordValidatorBase):  # type: ignore[misc]  # hivemind has 
             public = public_of(peer if isinstance(peer, str) else "")
             if msgpack.packb(peer) != record.subkey:
                 return False  # encoded anew for a reader, it would spoil all records of the key
-            if not isinstance(msgpack.unpackb(value), bytes):
+            stored = msgpack.unpackb(value)
+            if not isinstance(stored, bytes):
                 return False  # a reader's search would end in an error, whatever else it found
         except (DecodeError, ValueError, TypeError, msgpack.UnpackException):
             return False
-        return _verified(public, signature, self._message(record, value))
+        if not _verified(public, signature, self._message(record, value)):
+            return False
+        return record.key != _DIRECTORY_ID or _lists(stored, peer)
 
     @property
     def priority(self) -> int:
         return 10
+
+
+def _lists(stored: bytes, peer: str) -> bool:
+    """Whether this is a listing of a public run that a peer leads: strangers keep these."""
+    try:
+        open_listing(decode(ListingRecord, stored), time.time(), peer)
+    except ArtelError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=1024)

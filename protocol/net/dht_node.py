@@ -1,10 +1,10 @@
 """A DHT node that strangers can use without filling it: hivemind's, with bounds.
 
 hivemind keeps whatever it is asked to keep, for as long as it is told to, and remembers every peer
-that it ever met. What is different here: only the keys of our run are stored, each peer's own
-record alone, for minutes; a request has a size, few keys and a rate; lists of peers have an end.
-Nothing is cached or handed over for others: owners store their records again every
-``dht.RENEW_S``.
+that it ever met. What is different here: only the keys of our run and the directory of public runs
+are stored, each peer's own record alone, for minutes; a request has a size, few keys and a rate;
+lists of peers have an end. Nothing is cached or handed over for others: owners store their records
+again every ``dht.RENEW_S``.
 
 A node's place follows from its peer id, so that nobody chooses one beside a key; but keys can be
 made until some lie there (Urdaneta, Pierre and van Steen, "A survey of DHT security techniques",
@@ -34,6 +34,7 @@ from hivemind.utils.timed_storage import ValueWithExpiration, get_dht_time
 
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import Identity
+from artel.protocol.listing import MAX_LISTED
 from artel.protocol.net import dht
 from artel.protocol.net.limits import RateLimits
 from artel.protocol.tasks import within
@@ -41,7 +42,7 @@ from artel.protocol.tasks import within
 MAX_RECORDS = 256
 """Records under one key."""
 MAX_STRANGERS = 32
-"""Of them, records of peers that are no members of the run."""
+"""Of them, records of peers that are no members of the run; in the directory ``MAX_LISTED``."""
 MAX_KEY_BYTES = 3 << 19
 """Records under one key, together."""
 MAX_REQUEST_BYTES = 1 << 15
@@ -65,6 +66,8 @@ _REQUESTS = {
         ("rpc_find", dht_pb2.FindRequest),
     )
 }
+
+_DIRECTORY = DHTID.generate(dht.DIRECTORY)
 
 IsMember = Callable[[str], bool]
 RawHandler = Callable[[bytes, PeerID], Awaitable[bytes]]
@@ -232,7 +235,8 @@ class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
             return False
         if subkey in records and records[subkey][1] >= expiration_time:
             return False
-        if not self._make_room(records, subkey, len(value)):
+        strangers = MAX_LISTED if key == _DIRECTORY else MAX_STRANGERS
+        if not self._make_room(records, subkey, len(value), strangers):
             return False
         records[subkey] = value, expiration_time
         return True
@@ -266,12 +270,14 @@ class Records(DHTLocalStorage):  # type: ignore[misc]  # hivemind has no types
                 del records[peer]
         return records
 
-    def _make_room(self, records: dict[str, tuple[bytes, float]], peer: str, size: int) -> bool:
+    def _make_room(
+        self, records: dict[str, tuple[bytes, float]], peer: str, size: int, most_strangers: int
+    ) -> bool:
         """Whether a record fits; for a member, strangers' records give way."""
         others = {name: len(value) for name, (value, _) in records.items() if name != peer}
         strangers = [name for name in others if not self._is_member(name)]
         member = self._is_member(peer)
-        if not member and len(strangers) >= MAX_STRANGERS:
+        if not member and len(strangers) >= most_strangers:
             return False
         while len(others) >= MAX_RECORDS or sum(others.values()) + size > MAX_KEY_BYTES:
             if not member or not strangers:

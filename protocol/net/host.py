@@ -160,13 +160,16 @@ class Host:
         # Addresses of other hosts' loopback are useless to everybody else, ours are not to tests.
         return sorted({str(address) for address in visible}, key=_by_reach)[:8]
 
-    async def join(self, bootstrap: Sequence[str]) -> bool:
+    async def join(self, bootstrap: Sequence[str], *, ours: bool = True) -> bool:
         """Connect to DHT peers and learn of others through them; True when one answered.
 
         They are tried again when the network daemon was replaced, and while none has answered.
+
+        :param ours: whether they are of our run: then they keep its records
         """
         reached = False
-        self._bootstrap = dict.fromkeys([*bootstrap, *self._bootstrap][:_MAX_BOOTSTRAP])
+        known = [*bootstrap, *self._bootstrap] if ours else [*self._bootstrap, *bootstrap]
+        self._bootstrap = dict.fromkeys(known[:_MAX_BOOTSTRAP])
         for address in bootstrap:
             peer = peer_of(address)
             if peer == self.peer_id or not await self.connect(peer, [address]):

@@ -45,13 +45,16 @@ from artel.node import status
 from artel.protocol import canonical, messages
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
+from artel.protocol.listing import ListingRecord
 from artel.protocol.merkle import leaf_hash, root, verify_inclusion
+from artel.protocol.net.doors import Directory
 from artel.protocol.net.limits import network_of
 from artel.protocol.net.wire import Refused
 from artel.protocol.options import Endpoint
 from command_world import group
 from explorer_world import NASTY, TURNED, Shown, shown
 from ledger_world import CREDIT, World
+from listing_world import WAY, public_manifest, record
 from log_world import replay
 from page_world import Node, numbers, read
 
@@ -807,13 +810,21 @@ NOW = {
 }
 
 
+async def some_runs() -> list[ListingRecord]:
+    said = int(time.time())
+    nasty = public_manifest("other", description=NASTY)
+    return [record(time=said), record(nasty, time=said), record(by=None, time=said)]
+
+
 async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> None:
     async with shown(tmp_path) as ledger:
         site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.fold.state)
         world = ledger.world
         now = NOW | {"node": world.members[0].peer_id, "account": world.owners[0].key}
         listener = server.bind()
-        async with status.serving(tmp_path, lambda: now, site, listener) as url:
+        async with status.serving(
+            tmp_path, lambda: now, site, listener, Directory(some_runs)
+        ) as url:
             assert await asyncio.to_thread(status.read, tmp_path) == now | {"page": url}
             async with ledger.client.session.get(f"{url}/") as reply:
                 page = await reply.text()
@@ -822,6 +833,17 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
             for link in links_of(page):
                 async with ledger.client.session.get(f"{url}{link}") as reply:
                     assert reply.status == 200, link
+            async with ledger.client.session.get(f"{url}/runs") as reply:
+                page = await reply.text()
+            assert page.count("<section") == 2
+            assert NASTY in read(page).text
+            assert not list(read(page).all("script"))
+            assert f" --bootstrap {url}" in read(page).text
+            async with ledger.client.session.get(f"{url}/api/v1/runs") as reply:
+                rows = (await reply.json())["runs"]
+            assert {row["name"] for row in rows} == {"tiny", "other"}
+            async with ledger.client.session.get(f"{url}/bootstrap") as reply:
+                assert await reply.text() == f"{WAY}\n"
             async with ledger.client.session.get(f"{url}/ledger/checkpoint") as reply:
                 assert await reply.text() == await ledger.get("/ledger/checkpoint")
             async with ledger.client.session.get(f"{url}/metrics") as reply:

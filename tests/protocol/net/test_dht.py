@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from artel.protocol.errors import DecodeError
 from artel.protocol.identity import load_or_create
+from artel.protocol.listing import MAX_LISTED
 from artel.protocol.net import dht, dht_node
 from artel.protocol.net.host import Host
 from host_world import named, start, swarm, until
@@ -386,6 +387,12 @@ def test_the_store_has_an_end_and_members_come_first() -> None:
     for number in range(1000):
         wide.store_subkey(key_id, f"m{number}", bytes(dht.MAX_RECORD_BYTES + 64), now + 60)
     assert sum(len(value) for value, _ in wide._held[key_id].values()) <= dht_node.MAX_KEY_BYTES
+    assert not wide.store_subkey(DHTID.generate("other"), "m1", b"", now + 60)
+    listed = dht_node.Records([dht.DIRECTORY], lambda peer: False, lambda: now)
+    for number in range(1000):
+        listed.store_subkey(DHTID.generate(dht.DIRECTORY), f"stranger {number}", b"", now + 60)
+    assert len(listed) == MAX_LISTED
+    assert listed.store_subkey(DHTID.generate(dht.DIRECTORY), "stranger 1", b"", now + 61)
     now += 61
     assert len(wide) == 0
     assert len(records) == 1

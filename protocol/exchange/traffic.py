@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artel.coordinator.shape import Shape
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.codec import Codec
+from artel.protocol.exchange.shape import Shape
 from artel.protocol.run_config import RunConfig
 from artel.protocol.state import Layout
 

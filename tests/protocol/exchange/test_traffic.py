@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from artel.coordinator.shape import Shape, largest_contribution
-from artel.coordinator.traffic import round_traffic, typical_share
 from artel.coordinator.wording import exchange_seconds, exchange_words
 from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.exchange.pseudogradient import Header, IndexItem
+from artel.protocol.exchange.shape import Shape, largest_contribution
+from artel.protocol.exchange.traffic import round_traffic, typical_share
 from artel.protocol.run_config import RunConfig
 from artel.protocol.run_file import parse_config
 from artel.protocol.state import Layout
