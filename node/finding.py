@@ -84,12 +84,13 @@ def public(bootstrap: Sequence[str]) -> list[Listing]:
     """
     named = doors.require_doors(bootstrap)
     found = doors.opened(named)
-    reached = len(found.errors) < len(named)
+    reached = found.answered
     # Web doors have looked themselves; peers are asked where they are named, or nobody else knew.
     if found.peers and (not found.records or any(door.startswith("/") for door in named)):
         if importlib.util.find_spec("hivemind") is not None:
-            records, reached = asyncio.run(_look(list(found.peers)))
+            records, met = asyncio.run(_look(list(found.peers)))
             found.records += records
+            reached = reached or met
         elif not found.records:
             raise ResourceError(
                 "libp2p addresses need hivemind, which is not installed",

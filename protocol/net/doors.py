@@ -52,6 +52,8 @@ class Doors:
     """Multiaddrs with /p2p/PEER, in the order of asking."""
     records: list[ListingRecord] = field(default_factory=list)
     """Listings, not checked yet."""
+    answered: bool = False
+    """Whether one of the URLs gave something."""
     errors: list[ArtelError] = field(default_factory=list)
     """Of doors that were closed."""
 
@@ -132,6 +134,7 @@ def _ask(url: str, found: Doors) -> None:
             text = fetch(url, MAX_FILE_BYTES, ANSWER_S).decode("utf-8", "replace")
             # Only peers: a file of a stranger does not have us ask web servers.
             found.peers.update((door, None) for door in _doors_in(text, url) if door[0] == "/")
+        found.answered = True
     except ArtelError as error:
         found.errors.append(error)
 
