@@ -18,7 +18,7 @@ from artel.protocol.errors import EXIT_OK, UsageError
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.listing import newest
 from artel.protocol.manifest import Manifest
-from artel.protocol.offer import PRIVACY, Pace, offer, offer_words
+from artel.protocol.offer import PRIVACY, SpeedGuess, offer, offer_words
 from artel.protocol.paths import expanded
 
 PROBE_S = 0.3
@@ -129,7 +129,7 @@ def _agreed() -> bool:
         raise UsageError("nobody is there to say yes", "add --yes") from None
 
 
-def pace_of(manifest: Manifest, device: str, cores: int) -> Pace:
+def pace_of(manifest: Manifest, device: str, cores: int) -> SpeedGuess:
     """How fast this machine may train a run: six operations for each parameter and token, at a part
     of the speed of a product of matrices, which is measured in a moment."""
     import torch
@@ -146,4 +146,4 @@ def pace_of(manifest: Manifest, device: str, cores: int) -> Pace:
         count += 1
     rate = count * 2 * PROBE_SIZE**3 / (time.perf_counter() - began)
     slow, fast = (part * rate / (6 * manifest.model.parameters) for part in EFFICIENCY)
-    return Pace(slow, fast, cores, gpu)
+    return SpeedGuess(slow, fast, cores, gpu)

@@ -38,7 +38,7 @@ PRIVACY = (
 
 
 @dataclass(frozen=True)
-class Pace:
+class SpeedGuess:
     """How fast a machine trains a run, between two guesses."""
 
     slow: float
@@ -73,7 +73,9 @@ def disk_bytes(manifest: Manifest) -> int:
     return STATES_ON_DISK * 8 * manifest.model.parameters + data + (64 << 20)
 
 
-def offer(manifest: Manifest, members: int | None, pace: Pace | None = None) -> dict[str, Any]:
+def offer(
+    manifest: Manifest, members: int | None, pace: SpeedGuess | None = None
+) -> dict[str, Any]:
     """The facts: bytes, tokens and credit are counts; pairs are the least and the most.
 
     :param members: of the run, without this machine; None where that is not known

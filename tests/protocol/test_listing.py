@@ -15,7 +15,7 @@ from artel.protocol.identity import Identity
 from artel.protocol.listing import ListingRecord, newest, open_listing
 from artel.protocol.manifest import run_id
 from artel.protocol.net import dht
-from artel.protocol.offer import Pace, offer, offer_words
+from artel.protocol.offer import SpeedGuess, offer, offer_words
 from listing_world import NOW, STRANGER, WAY, public_manifest, record
 from manifest_world import COORDINATOR
 
@@ -107,7 +107,7 @@ def test_in_the_directory_a_peer_stores_a_listing_of_its_own_and_nothing_else(
 
 
 def test_an_offer_is_in_numbers_and_says_them() -> None:
-    found = offer(public_manifest(), 3, Pace(slow=100.0, fast=2000.0, cores=4))
+    found = offer(public_manifest(), 3, SpeedGuess(slow=100.0, fast=2000.0, cores=4))
     work = 20 * 8 * 128
     assert found["round_tokens"] == (work, work)
     assert found["round_needs_s"] == (work / 2000, work / 100)
@@ -124,7 +124,7 @@ def test_an_offer_is_in_numbers_and_says_them() -> None:
 
 
 def test_a_machine_that_is_too_slow_is_told_so() -> None:
-    words = dict(offer_words(offer(public_manifest(), 0, Pace(slow=1.0, fast=2.0, cores=1))))
+    words = dict(offer_words(offer(public_manifest(), 0, SpeedGuess(slow=1.0, fast=2.0, cores=1))))
     assert "it is too slow for this run" in words["this machine"]
     words = dict(offer_words(offer(public_manifest(), 0)))
     assert "a day" not in words
