@@ -47,7 +47,7 @@ CODE = ("artel/cli.py", "protocol", "ledger", "coordinator", "node")
 PORT = str(DEFAULT_HTTP.port)
 
 ONLY_PARSED = {
-    r"artel (runs|join)\b.*": "a network of peers: test_swarm_public.py runs them",
+    r"artel (runs( .*)?|join .+)": "a network of peers: test_swarm_public.py runs them",
     r"artel node start( .*)?": "a daemon: test_swarm.py runs it",
     r"artel node (status|sample|export)\b.*": "a run under way: test_swarm.py, test_export.py",
     r"artel coordinator (start|status)\b.*": "a daemon: test_coordinator_commands.py runs it",
