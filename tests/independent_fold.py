@@ -740,6 +740,7 @@ class Fold:
         jury = [*self.by_lot(f"state/{b.state}/{b.recorded}", weights)]
         yield len(jury) < 2 and "no_jury"
         charge = Record(entry=self.id, node=b.node, account=name, jury=jury[:10], said={}, age=0)
+        charge.answered = set()
         charge.proven = False
         self.charges[b.state] = charge
         self.heard |= {(b.state, name), (b.state, b.node)}
@@ -751,9 +752,10 @@ class Fold:
         name = self.nodes.get(b.node, "")
         asked = charge.jury[: 7 + charge.age // self.trust["audit_rounds"]]
         yield name not in asked and "not_drawn"
-        yield name in charge.said and "duplicate"
+        yield (name in charge.said or b.node in charge.answered) and "duplicate"
         yield self.accounts[name].barred and "barred"
         charge.said[name] = b.root
+        charge.answered.add(b.node)
         if [*charge.said.values()].count(b.root) <= min(7, len(charge.jury)) // 2:
             return
         charge.proven = b.root != self.states[number] and b.root

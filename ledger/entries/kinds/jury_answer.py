@@ -39,7 +39,8 @@ class JuryAnswer(Body):
         name = state.account_of(self.node)
         if name not in asked(state, charge):
             return reasons.NOT_DRAWN
-        if name in charge.said:
+        # A node that has moved to another account of the jury is not heard once more.
+        if name in charge.said or self.node in {node for node, _ in charge.said.values()}:
             return reasons.DUPLICATE
         if state.accounts[name].barred:
             return reasons.BARRED

@@ -200,6 +200,17 @@ def test_a_false_accusation_costs_the_accuser_its_standing_and_its_voice() -> No
     assert last(*false, WORLD.opened(4)) == "recorded"
 
 
+def test_a_node_that_moves_to_another_account_of_the_jury_answers_no_second_time() -> None:
+    first, second, *_ = jury(CHARGED)
+    name = outcomes(CHARGED)[0].account_of(second.peer_id)
+    owner = WORLD.owners[WORLD.members.index(second)]
+    said = answered(RIGHT)
+    moved = [*said, entries.node(first, owner, WORLD.run, account=name, seq=2)]
+    assert (outcomes(moved)[0].account_of(first.peer_id), last(*moved)) == (name, "recorded")
+    assert last(*moved, said[-1]) == reasons.DUPLICATE
+    assert last(*moved, WORLD.jury_answer(second, CHARGE, RIGHT)) == "recorded"
+
+
 def test_who_says_another_root_than_most_loses_its_standing_once_that_is_settled() -> None:
     liar = jury(CHARGED)[0].peer_id
     proven = answered(digest("lie"), *PROOF)
