@@ -532,8 +532,8 @@ async def test_each_file_of_a_nodes_home_heals_when_the_node_starts_again(tmp_pa
         home = swarm.home_of(1)
 
         async def works(without: str = "") -> None:
-            """Wait until the node has joined and has cosigned what the coordinator has; without what
-            it has signed it cosigns nothing of the present term."""
+            """Wait until the node has joined and has cosigned what the coordinator has; where its
+            record of what it signed is gone, it cosigns nothing of the present term."""
             for _ in range(240):
                 swarm.check()
                 with contextlib.suppress(Unreachable):
