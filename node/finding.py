@@ -26,7 +26,7 @@ app = commandline.group(
         0: "done",
         2: "no address of the network is known, or one is wrong",
         3: "nobody answers",
-        4: "libp2p addresses need the node's extra",
+        4: "addresses of peers need the node's extra",
     },
 )
 
