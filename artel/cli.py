@@ -37,6 +37,7 @@ GROUPS = {
         "artel.coordinator.run_commands",
         "write, explain and prepare the file that describes a run",
     ),
+    "plan": ("artel.coordinator.plan", "say what a model takes: memory, bytes, hours, money"),
     "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),
     "chaos": ("artel.coordinator.chaos", "let everything go wrong in a run on this machine"),
     "ledger": ("artel.ledger.cli", "see and check who contributed what"),

@@ -29,12 +29,12 @@ from typing import Any
 
 from artel.protocol import tether
 from artel.protocol.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from artel.protocol.needs import BITS
 from benchmarks.links import Links, refusal
 from benchmarks.options import empty_folder, require_folder
 from benchmarks.utilisation_crowds import CHURN, crowds, crowds_table
 from benchmarks.utilisation_forecast import (
     BATCH_TOKENS,
-    CODECS,
     SIZES,
     bytes_by_nodes,
     bytes_table,
@@ -288,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\npayloads of a node in a round (1B parameters, sparse; computed)")
         print(bytes_table(rows))
     if "crowds" in options.only:
-        rows = list(crowds(options, SIZES[1], CODECS["sparse"]))
+        rows = list(crowds(options, SIZES[1], BITS["sparse"]))
         result += rows
         print(
             f"\ncrowds: 1B parameters, sparse, {options.inner} inner steps, half of them "

@@ -17,15 +17,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from artel.protocol.assignment import Work
+from artel.protocol.needs import BITS, DECODE, ENCODE, STATE
 from artel.protocol.round_state import RoundRules
 from benchmarks.virtual_time import Load, Machine, forecast, traffic
 
-CODECS = {"int4": 4.06, "sparse": 0.27}
-"""Bits per parameter."""
+CODECS = ("int4", "sparse")
 LINKS = (20.0, 100.0, 500.0)
 SIZES = (100_000_000, 1_000_000_000, 10_000_000_000)
 BATCH_TOKENS = 65_536
-ENCODE, DECODE, STATE = 1e9, 2e9, 1e9
 
 
 def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -34,10 +33,10 @@ def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for parameters in SIZES:
         step = 6 * parameters * BATCH_TOKENS / (options.tflops * 1e12)
         for mbit in LINKS:
-            for codec, bits in CODECS.items():
+            for codec in CODECS:
                 for overlap in (0, options.inner // 2):
                     work = Work(10, options.inner, overlap, False, 1, BATCH_TOKENS, "auto")
-                    load = Load(parameters, bits, ENCODE, DECODE, STATE)
+                    load = Load(parameters, BITS[codec], ENCODE, DECODE, STATE)
                     machines = [Machine(step, mbit * 1e6, mbit * 2e5)] * options.peers
                     found = forecast(rules, work, load, machines, [options.inner] * options.peers)
                     yield {
@@ -59,7 +58,7 @@ def forecasts(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def bytes_by_nodes() -> Iterator[dict[str, Any]]:
     """Payloads per node and round in both topologies."""
-    load = Load(SIZES[1], CODECS["sparse"], ENCODE, DECODE, STATE)
+    load = Load(SIZES[1], BITS["sparse"], ENCODE, DECODE, STATE)
     for nodes in (8, 16, 32, 100, 1000, 10_000):
         for topology in ("gather", "sharded"):
             work = Work(10, 30, 0, False, 1, BATCH_TOKENS, topology)

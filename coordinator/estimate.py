@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from artel.coordinator.wording import exchange_seconds, exchange_words, number
 from artel.ledger.entries.words import plural
+from artel.protocol import needs, offer
 from artel.protocol.assignment import Work
 from artel.protocol.errors import UsageError
 from artel.protocol.run_config import RunConfig
@@ -27,8 +28,6 @@ WIDTH = 100
 """Of the lines that explain."""
 _MUON_SAVES = 2
 """Muon has one moment where AdamW has two; of the matrices that it trains, and of their copy."""
-_ACTIVATIONS_PER_UNIT = 40
-"""fp32 numbers kept for the backward pass, per token, layer and unit of width (a rough figure)."""
 
 
 Estimate = dict[str, Any]
@@ -190,18 +189,10 @@ def _contribution(facts: Estimate) -> str:
 
 def _memory(config: RunConfig, parameters: int, by_muon: int, shape: Any) -> int:
     """Rough peak of the training process in bytes: copies of the model, activations, logits."""
-    from artel.protocol.offer import copies
-
-    tokens = config.optimizer.batch_size * config.data.seq_len
     layers = int(getattr(shape, "num_hidden_layers", 1) or 1)
     width = int(getattr(shape, "hidden_size", 1) or 1)
-    numbers = (
-        parameters * copies(config.exchange)
-        - by_muon * _MUON_SAVES
-        + tokens * layers * width * _ACTIVATIONS_PER_UNIT
-        + tokens * config.tokenizer.vocab_size * 3  # logits, their softmax and its gradient
-    )
-    return 4 * numbers
+    vectors = parameters * offer.copies(config.exchange) - by_muon * _MUON_SAVES
+    return needs.trainer_bytes(config, vectors, layers, width)
 
 
 def _warnings(config: RunConfig, facts: Estimate, module: torch.nn.Module) -> list[str]:

@@ -7,11 +7,14 @@ import re
 import shlex
 import unicodedata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from artel.protocol import commandline, options
 from artel.protocol.commandline import AsJson, File, Folder, fields, show
 from artel.protocol.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from artel.protocol.run_config import RunConfig
 
 RUN_FILE = "RUN.toml"
 QUIET_S = 3.0
@@ -49,20 +52,41 @@ def new(
     :param data: text to train on; otherwise Python's own sources
     :param size: of the model: about 1, 17 or 98 million parameters
     """
-    from artel.coordinator.text_files import shown
-    from artel.protocol.manifest_template import example, template
-    from artel.protocol.run_file import parse_config
+    from artel.protocol.manifest_template import example
 
-    if data is not None and not data.exists():
+    source = text_source(folder, data)
+    write(folder, example(size, run_name(folder) if name is None else name, source))
+    return EXIT_OK
+
+
+def text_source(folder: Path, data: Path | None) -> str:
+    """Text to train on as a run file in ``folder`` names it; "" for none.
+
+    :raises UsageError: there is no such text, or its name cannot be written
+    """
+    from artel.coordinator.text_files import shown
+
+    if data is None:
+        return ""
+    if not data.exists():
         raise UsageError(f"the text {data} does not exist", "give a file or a folder with --data")
-    if name is None:
-        name = _run_name(folder)
-    source = "" if data is None else os.path.relpath(data, folder)
+    source = os.path.relpath(data, folder)
     if not source.isprintable():
         raise UsageError(
             f"a run file cannot hold the path {shown(Path(source))}", "rename the file or folder"
         )
-    text = template(config=example(size, name, source))
+    return source
+
+
+def write(folder: Path, config: RunConfig) -> None:
+    """Write a commented run file into a folder that has none, and say what comes next.
+
+    :raises UsageError: it is not valid, is there already, or cannot be written
+    """
+    from artel.protocol.manifest_template import template
+    from artel.protocol.run_file import parse_config
+
+    text = template(config=config)
     parse_config(text.encode(), "the new run file")
     path = folder / RUN_FILE
     try:
@@ -80,10 +104,9 @@ def new(
         ) from None
     print(f"wrote {path}")
     print(f"  next: artel run check {shlex.quote(str(path))}")
-    return EXIT_OK
 
 
-def _run_name(folder: Path) -> str:
+def run_name(folder: Path) -> str:
     """A folder's name as the name of a run."""
     plain = unicodedata.normalize("NFKD", folder.resolve().name).encode("ascii", "ignore").decode()
     words = re.findall(r"[a-z0-9]+", plain.lower())

@@ -14,8 +14,8 @@ import numpy as np
 
 from artel.protocol import model_keys
 from artel.protocol.errors import CheckFailed, UsageError, suggestion
-from artel.protocol.run_config import ModelSection
-from artel.protocol.state import MAX_PARAMETERS, Layout, Vector
+from artel.protocol.run_config import MAX_PARAMETERS, ModelSection
+from artel.protocol.state import Layout, Vector
 
 if TYPE_CHECKING:
     import torch

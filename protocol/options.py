@@ -51,6 +51,20 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def amount(low: int, high: int) -> Callable[[str], int]:
+    """A parser for large whole numbers, which may be written as 7B or 1.5T."""
+
+    def parse(text: str) -> int:
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)([kmbt]?)", text.lower(), re.ASCII)
+        power = {"": 0, "k": 3, "m": 6, "b": 9, "t": 12}
+        count = round(float(match[1]) * 10 ** power[match[2]]) if match else -1
+        if low <= count <= high:
+            return count
+        raise ValueError(f"{text[:40]!r} is not an amount from {low:,} to {high:,}, as in 7B")
+
+    return parse
+
+
 def path(text: str) -> Path:
     """A file or a folder; an empty path, as an unset variable gives it, is none."""
     if not text:

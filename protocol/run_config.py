@@ -320,6 +320,8 @@ next round. 0: nodes wait for the exchange."""
         return self
 
 
+MAX_PARAMETERS = 1 << 32
+"""Of a model. A state with momentum is then 32 GiB, half of what a content id can name."""
 MAX_STEP_TOKENS = 1 << 24
 """Tokens of one inner step."""
 MAX_ROUND_WINDOWS = 1 << 22

@@ -36,6 +36,7 @@ from pydantic import Field
 from artel.protocol import canonical, files, merkle
 from artel.protocol.content import CHUNK_BYTES
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError
+from artel.protocol.run_config import MAX_PARAMETERS
 from artel.protocol.schema import Digest, Record, parsed
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ Vector = npt.NDArray[np.float32]
 """A flat fp32 vector, shape (N,): parameters, momentum, a pseudo-gradient or an update."""
 
 MAX_TENSORS = 1 << 16
-MAX_PARAMETERS = 1 << 32
-"""A state with momentum is then 32 GiB, half of what a content id can name."""
 MAX_LAYOUT_BYTES = 16 << 20
 MAX_DIMENSIONS = 8
 MAX_NAME = 256

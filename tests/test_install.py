@@ -188,6 +188,13 @@ def test_a_command_whose_extra_is_missing_says_which(
     assert f"{PROJECT['name']}[{extra}]" in done.stderr
 
 
+@pytest.mark.parametrize("options", ["7B", "47B --active 13B --inference", "1M --write plan"])
+def test_a_light_client_plans(absent: list[str], tmp_path: Path, options: str) -> None:
+    done = light(absent, "plan", *options.split(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (EXIT_OK, "")
+    assert (tmp_path / "plan/RUN.toml").exists() == ("--write" in options)
+
+
 def test_every_extra_that_an_error_names_exists() -> None:
     assert {"p2p", "node", "coordinator"} <= PROJECT["optional-dependencies"].keys()
 
