@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client.core import Metric
 
-from artel.coordinator.metrics import RoundMetrics
+from artel.coordinator.metrics import MemberMetrics, RoundMetrics
 from artel.coordinator.peer import Peer
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
@@ -32,6 +32,7 @@ def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
         "description": manifest.config.run.description,
         "organiser": manifest.organiser,
         "parameters": manifest.model.parameters,
+        "tokens_per_step": core.work.tokens(1),
         "tokens_per_node_and_round": core.work.tokens(core.work.inner_steps),
         "exchange": exchange_words(manifest.config),
         "invite": invite,
@@ -68,7 +69,8 @@ def status_facts(core: Coordinator) -> dict[str, Any]:
 
 
 def rounds_facts(core: Coordinator, last: int) -> dict[str, Any]:
-    """The newest ``last`` rounds that have numbers, oldest first: each summed over its members."""
+    """The newest ``last`` rounds that have numbers (0: all), oldest first: each summed over its
+    members."""
     return {"total": core.rules.total, "rounds": core.metrics.table(last)}
 
 
@@ -160,11 +162,28 @@ def _last_round(core: Coordinator) -> dict[str, Any]:
         "overhead_s": round(rest, 3),
         "accepted": metrics.accepted,
         "rejected": metrics.by_member.rejected,
+        "by_member": _members(metrics.by_member),
         "tokens": metrics.tokens,
         "up": metrics.up,
         "down": metrics.down,
         "computing": metrics.computing,
     }
+
+
+def _members(done: MemberMetrics) -> list[dict[str, Any]]:
+    """What each member did in a round: bytes that it sent and received, the part of its time that
+    it computed, and why it was left out, "" when it was not."""
+    return [
+        {
+            "node": peer,
+            "steps": steps,
+            "computing": done.computing.get(peer),
+            "up": sum(done.traffic.get(peer, {}).get("up", {}).values()),
+            "down": sum(done.traffic.get(peer, {}).get("down", {}).values()),
+            "left_out": done.rejected.get(peer, ""),
+        }
+        for peer, steps in sorted(done.steps.items())
+    ]
 
 
 def _newest(core: Coordinator) -> RoundMetrics:

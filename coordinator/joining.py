@@ -34,6 +34,7 @@ from artel.ledger.sync.signed_tree import manifest_of
 from artel.ledger.sync.source import NotFound
 from artel.ledger.web import exposition
 from artel.ledger.web.exposition import metric
+from artel.ledger.web.live import LivePage
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol import files
@@ -212,12 +213,18 @@ def _page(
     def status() -> dict[str, Any]:
         return {"name": name} | standby.facts()
 
-    async def page(request: web.Request) -> web.Response:
-        return await site.page(request, "standby.html", lambda seen, _: {"now": status()})
+    live = LivePage(
+        site,
+        "standby.html",
+        lambda seen, _: {"now": status()},
+        lambda: (own.store.size, standby.waits),
+    )
 
     def numbers(now: dict[str, Any]) -> Any:
         yield metric("artel_round", "The round under way.", now["round"])
         yield metric("artel_term", "The term of the run.", now["term"])
         yield metric("artel_ledger_entries", "Entries of the ledger.", now["ledger"]["size"])
 
-    return exposition.application(gate, site, page, {"status": status}, numbers, directory)
+    return exposition.application(
+        gate, site, live.show, live, {"status": status}, numbers, directory
+    )

@@ -1,7 +1,8 @@
 """The coordinator's HTTP side: a JSON API for programs, the run's page, and the ledger's pages.
 
 ====================================  ==============================================================
-``GET /``                             the page (HTML, no scripts)
+``GET /``                             the page (HTML, whole without scripts)
+``GET /live``                         what changes on it (server-sent events)
 ``GET /healthz``                      ``ok``
 ``GET /metrics``                      the same numbers for Prometheus
 ``GET /api/v1/run``                   what the run is: manifest, invite, organiser
@@ -17,7 +18,7 @@ Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from functools import partial
 
 from aiohttp import web
@@ -29,14 +30,13 @@ from artel.ledger.web import exposition
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
 from artel.ledger.web.lists import shares_data
+from artel.ledger.web.live import LivePage
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
 from artel.protocol.net.doors import Directory, public_runs
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
-PAGE_ROUNDS = 400
-"""Rounds that the page's plot shows; its table shows fewer."""
 
 
 class RunPage:
@@ -68,18 +68,24 @@ class RunPage:
             "status": self._status,
             "shares": lambda: self.site.look(shares_data),
         }
+        live = LivePage(self.site, "run.html", self._shown, self._version)
         directory = Directory(partial(public_runs, self._core.host))
-        app = exposition.application(gate, self.site, self._page, documents, api.gauges, directory)
+        app = exposition.application(
+            gate, self.site, live.show, live, documents, api.gauges, directory
+        )
         app.router.add_get("/api/v1/rounds", self._rounds)
         app.router.add_get("/healthz", self._health)
         return app
 
-    async def _page(self, request: web.Request) -> web.Response:
-        def shown(page: Context, _: Mapping[str, str]) -> Facts:
-            rounds = api.rounds_facts(self._core, PAGE_ROUNDS)["rounds"]
-            return run_page(page, self._run(), self._status(), rounds)
+    def _shown(self, page: Context, _: Mapping[str, str]) -> Facts:
+        rounds = api.rounds_facts(self._core, 0)["rounds"]
+        return run_page(page, self._run(), self._status(), rounds)
 
-        return await self.site.page(request, "run.html", shown)
+    def _version(self) -> Hashable:
+        """Another one when an entry was added, a node reported, or the round went on."""
+        core = self._core
+        beats = sum(peer.beats for peer in core.peers.values())
+        return (self.invite, core.ledger.store.size, id(core.state), len(core.peers), beats)
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -24,8 +23,6 @@ MAX_TEMPERATURE = 10
 MAX_SEED = 2**63 - 1
 """The largest that torch takes."""
 DEFAULT_HOME = Path("~/.artel/node")
-ONE_WAY = "by nobody: it opens all connections itself, and the coordinator passes its work on"
-ALONE = "it does not answer, this node keeps trying"
 
 app = commandline.group(
     "node",
@@ -78,71 +75,11 @@ def status(
 
     example: artel node status --json
     """
+    from artel.node.overview import words
     from artel.node.status import read
 
     now = read(expanded(home))
-    return show(now, [] if as_json else [fields(_status(now))], as_json=as_json)
-
-
-def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    step = f", step {now['step']}/{now['steps']}" if now["phase"] == "training" else ""
-    loss = "unknown yet" if now["loss"] is None else f"{now['loss']:.3f} nats per token"
-    seconds = "  ".join(f"{name} {value:.2f}" for name, value in now["seconds"].items())
-    used = now["computing"]
-    yield "run", f"{now['name']} ({now['run'][:12]}…)"
-    yield "node", now["node"]
-    yield "account", f"{now['account'][:16]}…"
-    yield "doing", f"{now['phase']}{step} ({now['reason']})"
-    yield "round", f"{now['state_round']} of {now['rounds_total']} agreed"
-    yield "loss", loss
-    yield "speed", f"{now['tokens_per_second']:,.0f} tokens/s"
-    yield "computing", "unknown yet" if used is None else f"{100 * used:.1f} % of the last round"
-    yield "up", _traffic(now["up_by_kind"])
-    yield "down", _traffic(now["down_by_kind"])
-    yield "served", _peers(now["served"])
-    yield "fetched", _peers(now["fetched"])
-    yield (
-        "credit",
-        (
-            f"{now['vested']:,} vested, {now['pending']:,} pending, {now['awaiting']:,} "
-            f"awaiting agreement ({100 * now['share']:.1f} % of the model, with pending)"
-        ),
-    )
-    yield "rejected", ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none"
-    held = f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned"
-    yield "ledger", f"{held}, {now['final_size']:,} final"
-    yield "reached", "directly" if now["reachable"] else ONE_WAY
-    yield "page", now["page"]
-    yield (
-        "memory",
-        (
-            f"daemon {now['memory_daemon'] / 1e6:.0f} MB, "
-            f"trainer {now['memory_trainer'] / 1e6:.0f} MB"
-        ),
-    )
-    yield "last round", f"{seconds} (seconds)" if seconds else "none yet"
-    if now["coordinator_lost"] or now["waiting"]:
-        waits = now["waiting"] or ALONE
-        # One that has sealed the term, and is answered, waits alone: others make entries final.
-        final = "nothing becomes final here, " if now["coordinator_lost"] else ""
-        yield "coordinator", f"{waits}; {final}what is assigned is trained meanwhile"
-    if now["last_error"]:
-        yield "last error", now["last_error"]
-
-
-def _traffic(by_kind: dict[str, int]) -> str:
-    total = sum(by_kind.values())
-    parts = ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in sorted(by_kind.items()))
-    return f"{total / 1e6:.2f} MB ({parts})" if parts else "0 MB"
-
-
-def _peers(by_peer: dict[str, int]) -> str:
-    """Who gave or got most; the others are summed up."""
-    ranked = sorted(by_peer.items(), key=lambda item: -item[1])
-    parts = [f"…{peer[-8:]} {size / 1e6:.2f} MB" for peer, size in ranked[:4]]
-    if len(ranked) > 4:
-        parts.append(f"{len(ranked) - 4} more {sum(s for _, s in ranked[4:]) / 1e6:.2f} MB")
-    return ", ".join(parts) or "nobody yet"
+    return show(now, [] if as_json else [fields(words(now))], as_json=as_json)
 
 
 @app.command

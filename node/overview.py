@@ -1,4 +1,4 @@
-"""What a node shows its owner: its work, its credit and its traffic, in JSON and as metrics."""
+"""What a node shows its owner: its work, credit and traffic, in JSON, in words and as metrics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from artel.ledger.web.exposition import metric
 
 if TYPE_CHECKING:
     from artel.node.daemon import Daemon
+
+ONE_WAY = "by nobody: it opens all connections itself, and the coordinator passes its work on"
+ALONE = "it does not answer, this node keeps trying"
 
 
 def overview(daemon: Daemon) -> dict[str, Any]:
@@ -82,3 +85,68 @@ def gauges(now: dict[str, Any]) -> Iterator[Metric]:
     yield metric("artel_coordinator_lost", "1 while it does not answer.", now["coordinator_lost"])
     yield metric("artel_sent_bytes_total", "By kind of traffic.", now["up_by_kind"], "kind")
     yield metric("artel_received_bytes_total", "By kind of traffic.", now["down_by_kind"], "kind")
+
+
+def words(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is shown to people, line by line: a name and what is so.
+
+    :param now: :func:`overview`, with the address of its ``page``
+    """
+    step = f", step {now['step']}/{now['steps']}" if now["phase"] == "training" else ""
+    loss = "unknown yet" if now["loss"] is None else f"{now['loss']:.3f} nats per token"
+    seconds = "  ".join(f"{name} {value:.2f}" for name, value in now["seconds"].items())
+    used = now["computing"]
+    yield "run", f"{now['name']} ({now['run'][:12]}…)"
+    yield "node", now["node"]
+    yield "account", f"{now['account'][:16]}…"
+    yield "doing", f"{now['phase']}{step} ({now['reason']})"
+    yield "round", f"{now['state_round']} of {now['rounds_total']} agreed"
+    yield "loss", loss
+    yield "speed", f"{now['tokens_per_second']:,.0f} tokens/s"
+    yield "computing", "unknown yet" if used is None else f"{100 * used:.1f} % of the last round"
+    yield "up", _traffic(now["up_by_kind"])
+    yield "down", _traffic(now["down_by_kind"])
+    yield "served", _peers(now["served"])
+    yield "fetched", _peers(now["fetched"])
+    yield (
+        "credit",
+        (
+            f"{now['vested']:,} vested, {now['pending']:,} pending, {now['awaiting']:,} "
+            f"awaiting agreement ({100 * now['share']:.1f} % of the model, with pending)"
+        ),
+    )
+    yield "rejected", ", ".join(f"{n} × {why}" for why, n in now["rejected"].items()) or "none"
+    held = f"{now['ledger_size']:,} entries, {now['cosigned_size']:,} of them cosigned"
+    yield "ledger", f"{held}, {now['final_size']:,} final"
+    yield "reached", "directly" if now["reachable"] else ONE_WAY
+    yield "page", now["page"]
+    yield (
+        "memory",
+        (
+            f"daemon {now['memory_daemon'] / 1e6:.0f} MB, "
+            f"trainer {now['memory_trainer'] / 1e6:.0f} MB"
+        ),
+    )
+    yield "last round", f"{seconds} (seconds)" if seconds else "none yet"
+    if now["coordinator_lost"] or now["waiting"]:
+        waits = now["waiting"] or ALONE
+        # One that has sealed the term, and is answered, waits alone: others make entries final.
+        final = "nothing becomes final here, " if now["coordinator_lost"] else ""
+        yield "coordinator", f"{waits}; {final}what is assigned is trained meanwhile"
+    if now["last_error"]:
+        yield "last error", now["last_error"]
+
+
+def _traffic(by_kind: dict[str, int]) -> str:
+    total = sum(by_kind.values())
+    parts = ", ".join(f"{kind} {size / 1e6:.2f}" for kind, size in sorted(by_kind.items()))
+    return f"{total / 1e6:.2f} MB ({parts})" if parts else "0 MB"
+
+
+def _peers(by_peer: dict[str, int]) -> str:
+    """Who gave or got most; the others are summed up."""
+    ranked = sorted(by_peer.items(), key=lambda item: -item[1])
+    parts = [f"…{peer[-8:]} {size / 1e6:.2f} MB" for peer, size in ranked[:4]]
+    if len(ranked) > 4:
+        parts.append(f"{len(ranked) - 4} more {sum(s for _, s in ranked[4:]) / 1e6:.2f} MB")
+    return ", ".join(parts) or "nobody yet"

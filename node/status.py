@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ from artel.ledger.store.keyfiles import require_home_of, status_of
 from artel.ledger.web import exposition
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
-from artel.ledger.web.server import Gate, Handler, is_owners
+from artel.ledger.web.live import LivePage
+from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
-from artel.node.overview import gauges
+from artel.ledger.web.visitors import is_owners
+from artel.node.overview import gauges, words
 from artel.protocol.net.doors import Directory
 from artel.protocol.net.http import announced_in, fetch_object
 
@@ -29,8 +32,14 @@ if TYPE_CHECKING:
     from artel.node.session import Session
 
 TEMPLATES = Path(__file__).with_name("templates")
-PRIVATE = ("/api/v1/status", "/metrics")
+PRIVATE = ("/api/v1/status", "/metrics", exposition.LIVE_PATH)
 """What only programs on this machine are told, and no page of another site in its browsers."""
+
+
+SHOWN = ("run", "node", "account", "page")
+"""What the page shows elsewhere, with links."""
+REFRESH_S = 2.0
+"""After which its owner's page is made again, while it is open."""
 
 
 @contextlib.asynccontextmanager
@@ -53,11 +62,18 @@ async def serving(
             return error(403, "the status is for this machine alone", "see / and /shares")
         return await handler(request)
 
-    async def page(request: web.Request) -> web.Response:
-        return await site.page(request, "node.html", lambda seen, _: node_page(seen, status()))
+    def view(seen: Context, _: Mapping[str, str]) -> dict[str, Any]:
+        return node_page(seen, status())
 
+    async def page(request: web.Request) -> web.Response:
+        if is_owners(request):
+            return await live.show(request)
+        return await site.page(request, "node.html", view)
+
+    # A node's numbers change all the time.
+    live = LivePage(site, "own.html", view, lambda: time.monotonic() // REFRESH_S)
     gate = Gate()
-    app = exposition.application(gate, site, page, {"status": status}, gauges, directory)
+    app = exposition.application(gate, site, page, live, {"status": status}, gauges, directory)
     app.middlewares.append(owner_only)
     async with gate.serving(app, listener, home) as url:
         yield url
@@ -90,4 +106,6 @@ def node_page(seen: Context, now: dict[str, Any]) -> dict[str, Any]:
     """Values for ``node.html``: the status, and what its account owns."""
     account = now["account"]
     share = share_of(seen.state, account)
-    return {"now": now, "owner": seen.state.accounts.get(account), "share": share}
+    lines = [line for line in words(now | {"page": ""}) if line[0] not in SHOWN]
+    owner = seen.state.accounts.get(account)
+    return {"now": now, "owner": owner, "share": share, "lines": lines}

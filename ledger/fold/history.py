@@ -131,6 +131,11 @@ class History:
         where, values = self._fitting(kind, round, account, before, since)
         return self._did(f"{where} ORDER BY idx DESC LIMIT ?", (*values, limit))
 
+    def later(self, index: int, kind: str, limit: int) -> list[Did]:
+        """Entries of a kind behind an index, oldest first."""
+        where = "kind = ? AND idx > ? ORDER BY idx LIMIT ?"
+        return self._did(where, (KINDS.index(kind), index, limit))
+
     def count(self, **wanted: Any) -> int:
         """How many entries fit; see :meth:`chosen`."""
         filled = {"kind": "", "round": None, "account": None, "before": None}

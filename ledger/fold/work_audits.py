@@ -47,15 +47,16 @@ def repeated(history: History, audit: Audit) -> Iterator[tuple[Contribution, Att
         yield body, trail
 
 
-def audits_of(history: History, account: str, limit: int) -> list[WorkAudit]:
+def audits_of(history: History, account: str | None, limit: int) -> list[WorkAudit]:
     """Those under way, and then the newest verdicts.
 
+    :param account: whose work or auditor it is; None for everybody's
     :param limit: at most so many verdicts
     """
     state, found = history.state, list[WorkAudit]()
     for audit in state.audits.values():
         auditors = tuple(draw.node for draw in audit.awaited)
-        if account == audit.account or account in map(state.account_of, auditors):
+        if account in (None, audit.account, *map(state.account_of, auditors)):
             found.append(WorkAudit(audit.node, audit.first, audit.last, auditors))
     for did in history.chosen(kind=Verdict.KIND, account=account, limit=limit):
         body = history.entry(did.index).body

@@ -5,6 +5,7 @@ The pages and ``artel demo`` show the same charts; nothing here knows markup or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -39,7 +40,12 @@ class Chart:
     dot: tuple[float, float] | None = None
 
     width, height = 720, 250
-    left, right, top, bottom = 58, 708, 12, 224
+    left, right, top, bottom = 58, 700, 12, 224
+
+    @property
+    def marks(self) -> list[float]:
+        """Round numbers along the bottom."""
+        return [mark for mark in rounded(self.first, self.last, 8) if mark == int(mark)]
 
     def x(self, number: float) -> float:
         """How far to the right; the left end when there is one number only."""
@@ -54,6 +60,16 @@ class Chart:
     def points(self, values: Points) -> str:
         """A line through the values, or the edge of an area."""
         return " ".join(f"{self.x(x)},{self.y(y)}" for x, y in values)
+
+
+def rounded(low: float, high: float, most: int) -> list[float]:
+    """About as many round numbers from ``low`` to ``high``: multiples of 1, 2 or 5 times a power of
+    ten."""
+    rough = (high - low) / most or 1
+    ten = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * ten for step in (1, 2, 5, 10) if step * ten >= rough)
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [round(n * step, 12) for n in range(first, last + 1)]
 
 
 # --- the loss of a run ----------------------------------------------------------------------------
@@ -73,7 +89,6 @@ def loss(validation: Points, training: Points, total: int) -> Chart | None:
     numbers, values = zip(*validation, *training, strict=True)
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.1
-    ticks = [low + (high - low) * third / 3 for third in range(4)]
     return Chart(
         label=f"validation loss, now {validation[-1][1]:.3f}",
         unit="round",
@@ -81,9 +96,26 @@ def loss(validation: Points, training: Points, total: int) -> Chart | None:
         last=max(*numbers, min(total, 1)),
         low=low - margin,
         high=high + margin,
-        ticks=[(tick, f"{tick:.2f}") for tick in ticks],
+        ticks=[(tick, f"{tick:.7g}") for tick in rounded(low - margin, high + margin, 5)],
         lines={"train": training, "curve": validation},
         dot=validation[-1],
+    )
+
+
+def speed(values: Points) -> Chart | None:
+    """Tokens a second in each round; None before two are known."""
+    if len(values) < 2:
+        return None
+    most = max(value for _, value in values)
+    return Chart(
+        label=f"tokens a second, now {values[-1][1]:,.0f}",
+        unit="round",
+        first=values[0][0],
+        last=values[-1][0],
+        low=0,
+        high=1.06 * most,
+        ticks=[(tick, f"{tick:,.7g}") for tick in rounded(0, 1.06 * most, 5)],
+        lines={"curve": values},
     )
 
 

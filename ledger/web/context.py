@@ -9,6 +9,7 @@ from typing import Any
 
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.words import short_key
+from artel.ledger.fold.dates import Dates
 from artel.ledger.fold.history import History
 from artel.ledger.store import finality
 from artel.ledger.store.finality import Finality
@@ -61,6 +62,11 @@ class Context:
     def standing(self) -> dict[str, Any]:
         """How much is final, and who says so; for the foot of every page."""
         return self.finality.facts(self.state)
+
+    @cached_property
+    def dates(self) -> Dates:
+        """By when entries were there."""
+        return Dates(self.history)
 
     @property
     def trust(self) -> str:

@@ -22,10 +22,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from artel.ledger.web.directory import add_directory
+from artel.ledger.web.live import LivePage
 from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.net.doors import Directory
 
+LIVE_PATH = "/live"
 _DUMPS = partial(json.dumps, allow_nan=False)
 
 Document = Callable[[], dict[str, Any]]
@@ -48,6 +50,7 @@ def application(
     gate: Gate,
     site: LedgerSite,
     page: Handler,
+    live: LivePage,
     documents: Mapping[str, Document],
     numbers: Callable[[dict[str, Any]], Iterable[Metric]],
     directory: Directory,
@@ -55,6 +58,7 @@ def application(
     """All that a daemon serves behind a gate: its ledger, and what is its own.
 
     :param page: answers ``/``
+    :param live: what changes on it, at ``/live``
     :param documents: name to the object at ``/api/v1/NAME``, the ``status`` among them
     :param numbers: families of ``/metrics``, from the status
     :param directory: the public runs that it knows of
@@ -67,6 +71,8 @@ def application(
 
     app = gate.application()
     app.router.add_get("/", page)
+    app.router.add_get(LIVE_PATH, gate.streaming(live.stream), allow_head=False)
+    app.on_shutdown.append(live.close)
     app.router.add_get("/metrics", metrics)
     for name, document in documents.items():
         app.router.add_get(f"/api/v1/{name}", _json_of(site, name, document))

@@ -22,6 +22,19 @@ PAGE_ENTRIES = 50
 # --- shares ---------------------------------------------------------------------------------------
 
 
+def teams(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accounts that name one team, together, the largest share first; a name is all that they have
+    in common, and anybody may give it."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if name := row["team"]:
+            team = found.setdefault(name, {"team": name, "accounts": 0, "share": 0.0, "granted": 0})
+            team["accounts"] += 1
+            team["share"] += row["share"]
+            team["granted"] += row["granted"]
+    return sorted(found.values(), key=lambda team: (-team["share"], team["team"]))
+
+
 def shares_data(page: Context) -> dict[str, Any]:
     """Who owns what, as of a checkpoint. Shares are of vested credit and add up to exactly 1.
 

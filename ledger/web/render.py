@@ -1,15 +1,18 @@
-"""Templates become pages here: everything that is shown is escaped, and nothing runs or loads.
+"""Templates become pages here: everything that is shown is escaped, and runs nothing of its own.
 
 Whatever a template shows is escaped by Jinja and goes through :func:`_shown` before, which leaves
 no character that does not print: marks that turn the direction of text are among these. A name that
 a template misspells is an error (StrictUndefined), never an empty place. The content security
-policy would not let anything run or load even if all of that failed.
+policy would let nothing else than our own files run or load even if all of that failed.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,6 +23,7 @@ from markupsafe import Markup
 from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.words import differs, plural, printable, short_key, units
+from artel.ledger.web.assets import url_of_asset
 from artel.protocol.identity import short_peer
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -42,7 +46,7 @@ class Templates:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._environment.globals["style"] = Markup(STYLE)
+        self._environment.globals |= {"style": Markup(STYLE), "asset": url_of_asset}
         self._environment.filters |= {
             "n": number,
             "percent": percent,
@@ -56,6 +60,10 @@ class Templates:
             "title_of": entries.title,
             "query": query,
             "cited": cited,
+            "date": date,
+            "lasts": lasts,
+            "labelled": labelled,
+            "tojson_text": partial(json.dumps, allow_nan=False, separators=(",", ":")),
         }
 
     def add(self, folder: Path) -> None:
@@ -103,3 +111,34 @@ def query(values: Mapping[str, object]) -> str:
 def cited(sentence: str) -> list[str]:
     """A sentence in parts: every second one is the index of an entry that it names."""
     return re.split(r"entry ([0-9]{1,15})\b", sentence)
+
+
+def lasts(seconds: float) -> str:
+    """A stretch of time in the two largest units that it has, or in seconds."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
+    units = ((days, "d"), (hours, "h"), (minutes, "min"))
+    return " ".join([f"{count} {unit}" for count, unit in units if count][:2])
+
+
+def date(seconds: float, form: str) -> str:
+    """A moment in seconds since 1970, in UTC and a form of :meth:`datetime.strftime`."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime(form)
+    except (OverflowError, ValueError, OSError):  # a witness may sign any number
+        return NOTHING
+
+
+def labelled(cells: Markup, names: Sequence[str]) -> Markup:
+    """The cells of a row, each with the name of its column for where there is no room for a head.
+
+    Only markup of templates has ``<td``; what it shows was escaped before.
+    """
+    first, *rest = cells.split("<td")
+    named = (
+        Markup('<td data-label="{}"').format(n.rstrip("<")) + c
+        for n, c in zip(names, rest, strict=True)
+    )
+    return Markup("").join((first, *named))

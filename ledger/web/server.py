@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import logging
 import math
-import re
 import socket
 import time
 from collections import Counter
@@ -21,19 +20,19 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from artel.ledger.web.answers import busy, error
 from artel.ledger.web.render import STYLE
+from artel.ledger.web.visitors import from_another_site
 from artel.protocol import files
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, ResourceError, UsageError
 from artel.protocol.events import emit
 from artel.protocol.identity import HomeLock
 from artel.protocol.net.http import API_FILE, announced
-from artel.protocol.net.limits import RateLimits, network_of, on_loopback, used_up
+from artel.protocol.net.limits import RateLimits, network_of, used_up
 from artel.protocol.options import Endpoint, check_port_free
 
 log = logging.getLogger("artel.web")
@@ -50,13 +49,12 @@ MAX_ADDRESSES = 4096
 PUBLIC_PREFIX = "/ledger/"
 """Static public data, which other people's tools may read from within a browser."""
 
-_HOST = re.compile(r"[A-Za-z0-9.\-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 _STYLE_HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 HEADERS = {
-    # Nothing is loaded from anywhere and nothing runs, whatever a peer manages to write.
+    # Only files of this server are loaded and run, whatever a peer manages to write into a page.
     "Content-Security-Policy": (
-        f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'"
+        f"default-src 'none'; script-src 'self'; style-src 'self' 'sha256-{_STYLE_HASH}'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -84,6 +82,10 @@ class Limits:
     untaken_bytes: int = 32 << 20
     """Of answers that lie here because they are not taken; beside so many only small ones are sent,
     and no address has more than a quarter of them once it is half as many."""
+    streams: int = 64
+    """Pages that are told what changes; more get 503, as requests do, and ask now and then."""
+    stream_s: float = 600.0
+    """Seconds after which one is cut off; it may ask again, like anybody else."""
     posts: int = 20
     """Requests that change something from one address, at once ..."""
     posts_per_s: float = 1.0
@@ -105,11 +107,20 @@ class Gate:
         """How many there were, by status."""
         self._active: Counter[str] = Counter()
         """Requests that are being answered, by network."""
+        self._streams: Counter[str] = Counter()
+        """Answers that go on, by network."""
+        self._streaming: set[Handler] = set()
         self._posts = RateLimits(
             60 * self.limits.posts_per_s, self.limits.posts, MAX_ADDRESSES, clock
         )
         self._deadlines: dict[Any, float] = {}  # connection: when it has to have begun a request
         self._malformed, self._told_at = 0, -math.inf
+
+    def streaming(self, handler: Handler) -> Handler:
+        """Let the answers of a handler go on for :attr:`Limits.stream_s`; it raises TimeoutError
+        when a reader does not take them."""
+        self._streaming.add(handler)
+        return handler
 
     def application(self) -> web.Application:
         """An application without routes, behind this gate."""
@@ -194,7 +205,26 @@ class Gate:
     @web.middleware
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._deadlines[request.protocol] = self._clock() + self.limits.request_s
+        if request.match_info.handler in self._streaming:
+            return await self._streamed(request, handler)
         return await self._admitted(request, handler)
+
+    async def _streamed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        visitor = network_of(request.remote or "")
+        if from_another_site(request):
+            return error(403, "pages of other sites may only read here", "")
+        if used_up(self._streams, self.limits.streams, visitor):
+            return busy("too many pages are told what changes", 503)
+        self._deadlines[request.protocol] += self.limits.stream_s
+        self._streams[visitor] += 1
+        try:
+            async with asyncio.timeout(self.limits.stream_s):
+                return await handler(request)
+        except TimeoutError:
+            _abort(request.protocol)
+            raise ConnectionResetError("the stream was cut off") from None
+        finally:
+            self._streams -= Counter((visitor,))
 
     async def _prepared(self, request: web.Request, response: web.StreamResponse) -> None:
         self.dress(request, response)
@@ -213,7 +243,7 @@ class Gate:
         if used_up(self._active, self.limits.requests, visitor):
             return busy("too many requests at the same time", 503)
         if request.method == "POST":
-            if _from_another_site(request):
+            if from_another_site(request):
                 return error(403, "pages of other sites may only read here", "")
             if self._posts.take(visitor):
                 return busy("too many requests from your address", 429)
@@ -334,59 +364,6 @@ def address_of(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_owners(request: web.Request) -> bool:
-    """Whether a program on this machine asks, and by one of this machine's own names.
-
-    A browser's page whose name was turned to our address (DNS rebinding) has another name, and what
-    a proxy passes on comes from anywhere.
-    """
-    assert request.transport is not None
-    here = network_of(str(request.transport.get_extra_info("sockname")[0]))
-    there = network_of(request.remote or "")
-    if there != here and not on_loopback(there):
-        return False
-    if any(name in request.headers for name in ("Forwarded", "X-Forwarded-For", "Via")):
-        return False
-    return _names_us(request) and not _from_another_site(request)
-
-
-def url_of(request: web.Request, announced: Iterable[str]) -> str:
-    """How the visitor reaches this server, if they name it as it names itself, else "".
-
-    A link or a rebound name could make a visitor's browser say anything, and commands with that
-    address are copied.
-
-    :param announced: multiaddrs of this machine that others are told; their hosts are its names
-    """
-    host = request.host
-    names = {address.split("/")[2] for address in announced}
-    known = _names_us(request) or _host_of(f"//{host}") in names
-    return f"{request.scheme}://{host}" if known and _HOST.fullmatch(host) else ""
-
-
-def _names_us(request: web.Request) -> bool:
-    """Whether the visitor calls us by the address that they came to, or as this machine does."""
-    assert request.transport is not None
-    here = network_of(str(request.transport.get_extra_info("sockname")[0]))
-    name = _host_of(f"//{request.host}")
-    return name == "localhost" or network_of(name) == here or on_loopback(name)
-
-
-def _from_another_site(request: web.Request) -> bool:
-    """Whether a browser's page that is not ours asks; old browsers say no more than ``Origin``."""
-    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        return True
-    origin = request.headers.get("Origin")
-    return origin is not None and origin.partition("://")[2] != request.host
-
-
-def _host_of(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""
 
 
 class _Connection(web.RequestHandler):

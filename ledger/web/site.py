@@ -15,6 +15,8 @@
 ``POST /ledger/alias``                      one signed wish to be shown under a name
 ``GET /entry/INDEX``, ``/account/KEY``      pages for people
 ``GET /round/N``, ``/shares``, ``/entries``  pages for people; ``/shares.csv``
+``GET /search?q=WORD``                      what a word may mean, or straight to the only page
+``GET /static/NAME``                        what these load
 ==========================================  ========================================================
 """
 
@@ -24,6 +26,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -37,7 +40,7 @@ from artel.ledger.sync import offline
 from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import NotFound
 from artel.ledger.tlog.checkpoint import verifier_keys
-from artel.ledger.web import lists
+from artel.ledger.web import assets, lists, search
 from artel.ledger.web.answers import (
     FOREVER,
     body_of,
@@ -53,8 +56,9 @@ from artel.ledger.web.answers import (
 from artel.ledger.web.context import Context
 from artel.ledger.web.pages import account_page, entry_page, round_page
 from artel.ledger.web.render import Templates
-from artel.ledger.web.server import Handler, url_of
+from artel.ledger.web.server import Handler
 from artel.ledger.web.turns import Turns
+from artel.ledger.web.visitors import url_of
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, UsageError
 
@@ -71,6 +75,7 @@ PAGES: tuple[tuple[str, str, View, tuple[str, ...]], ...] = (
 )
 """Path, template, what it shows, and what it is asked."""
 
+NOTHING_ASKED: Mapping[str, str] = MappingProxyType({})
 THREADS = 4
 BYTES = "application/octet-stream"
 
@@ -121,6 +126,8 @@ class LedgerSite:
         for path, template, view, names in PAGES:
             add(path, self._page_of(template, view, names))
         add("/shares.csv", self._shares_csv)
+        add("/search", self._search)
+        add(f"{assets.PATH}{{name}}", assets.answer)
         app.router.add_post("/ledger/submit", self._submitted)
         app.router.add_post("/ledger/alias", self._alias_set)
         app.on_cleanup.append(self._stop)
@@ -235,6 +242,21 @@ class LedgerSite:
             request, "entry.html", lambda page, _: entry_page(page, index), ("index",)
         )
 
+    async def _search(self, request: web.Request) -> web.Response:
+        asked = request.query.get("q", "")[: search.MAX_LETTERS]
+
+        def looked(page: Context) -> list[search.Hit]:
+            return search.hits(page, asked)
+
+        try:
+            hits = await self.made(("hits", asked), lambda: self.look(looked))
+        except UsageError as wrong:
+            return self._not_here(wrong)
+        if len(hits) == 1:
+            return web.Response(status=302, headers={"Location": hits[0].url})
+        shown = {"asked": asked, "hits": hits, "most": search.MOST}
+        return await self.page(request, "search.html", lambda _, __: shown, ("q",))
+
     async def _found(self, prefix: str) -> web.Response:
         """Send the reader of an entry id on to the entry."""
         found = await self._in_thread(self._store.find, prefix)
@@ -262,14 +284,21 @@ class LedgerSite:
         asked = {name: given[name] for name in names if name in given}
         url = url_of(request, self.addresses)
 
-        def render(page: Context) -> str:
-            return self.templates.render(template, page=page, **view(page, asked))
-
         key = (template, url, *asked.items())
         try:
-            return html(await self.made(key, lambda: self.look(render, url).encode()))
+            return html(await self.made(key, lambda: self.render(template, view, asked, url)))
         except UsageError as wrong:
             return self._not_here(wrong)
+
+    def render(
+        self, template: str, view: View, asked: Mapping[str, str] = NOTHING_ASKED, url: str = ""
+    ) -> bytes:
+        """A page as HTML; takes a while, and raises as :meth:`look` and the view."""
+
+        def rendered(page: Context) -> str:
+            return self.templates.render(template, page=page, **view(page, asked))
+
+        return self.look(rendered, url).encode()
 
     def _not_here(self, wrong: UsageError) -> web.Response:
         text = self.templates.render("error.html", message=wrong.message, hint=wrong.hint)

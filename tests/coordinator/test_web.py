@@ -11,7 +11,6 @@ import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -20,85 +19,25 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
-from artel.coordinator import api
+from artel.coordinator import api, page
 from artel.coordinator.metrics import MemberMetrics, Metrics, Numbers
-from artel.coordinator.peer import Peer
-from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.service import Coordinator
 from artel.coordinator.web import RunPage
 from artel.ledger.entries import reasons
-from artel.ledger.store.heads import HEADS_NAME, HeadStore
-from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.ledger.tlog import note
 from artel.ledger.tlog.checkpoint import Checkpoint, origin_of
 from artel.ledger.tlog.cosignature import add_lines, open_cosigned, witness_key
 from artel.ledger.tlog.note import VerifierKey
 from artel.ledger.web import exposition
+from artel.ledger.web.chart import SAMPLES
+from artel.ledger.web.lists import teams
 from artel.ledger.web.server import Gate
 from artel.protocol.identity import Identity
-from artel.protocol.invite import Invite
-from artel.protocol.manifest import (
-    DataFacts,
-    Manifest,
-    ModelFacts,
-    SplitFacts,
-    TokenizerFacts,
-    run_id,
-    sign,
-)
+from artel.protocol.manifest import Manifest
 from artel.protocol.messages import MAX_LOSS, Cosigned, Kind, Report
-from artel.protocol.net.blobs import BlobStore
-from artel.protocol.net.host import Host
-from artel.protocol.run_file import parse_config
-from artel.protocol.state import Layout
-from ledger_world import BATCH_SIZE, CREDIT, INNER_STEPS, SEQ_LEN, TOKENS, World, digest, key
+from ledger_world import CREDIT, TOKENS, World, digest
 from page_world import Node, read
-
-LAYOUT = Layout.of([("weight", (4, 4))])
-NASTY = '"><script>alert(1)</script>'
-PEER = "/ip4/127.0.0.1/tcp/4001/p2p/" + key("web coordinator").peer_id
-INVITE = Invite("ab" * 32, (PEER,)).encode()
-
-RUN = f"""
-[run]
-name = "web-test"
-description = '{NASTY} & friends'
-[model]
-type = "llama"
-[model.config]
-hidden_size = 16
-[tokenizer]
-kind = "bytes"
-[data]
-sources = [{{ kind = "stdlib" }}]
-seq_len = {SEQ_LEN}
-[optimizer]
-batch_size = {BATCH_SIZE}
-warmup_steps = 2
-[rounds]
-total = 5
-inner_steps = {INNER_STEPS}
-min_nodes = 3
-[ownership]
-vesting_rounds = 0
-"""
-
-
-def published(world: World) -> Manifest:
-    """A whole manifest for the world's keys; makes it the genesis of the world's ledger."""
-    split = SplitFacts(index=digest("index"), root=digest("shards"), shards=1, tokens=10_000)
-    manifest = Manifest(
-        config=parse_config(RUN.encode(), "RUN.toml"),
-        organiser=world.organiser.key,
-        coordinators=(world.coordinator.key,),
-        tokenizer=TokenizerFacts(id=digest("tokenizer"), vocab_size=257),
-        data=DataFacts(train=split, validation=split, dtype="uint16"),
-        model=ModelFacts(layout=LAYOUT.digest, parameters=LAYOUT.parameters),
-        initial_state=digest("state 0"),
-    )
-    world.genesis = sign(manifest, world.organiser)
-    world.run = run_id(world.genesis.payload)
-    return manifest
+from run_page_world import INVITE, NASTY, connect, coordinating, published
 
 
 @pytest.fixture
@@ -109,14 +48,11 @@ def world() -> World:
 @pytest.fixture
 async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
     """A coordinator in its second round of five, the first one with a late node."""
+    first, second, late = world.members
     manifest = published(world)
-    heads = HeadStore(tmp_path / HEADS_NAME)
-    with closing(heads), LedgerStore.open(tmp_path / DATABASE_NAME, create=True) as store:
-        sequencer = Sequencer(store, world.coordinator, world.run)
-        await sequencer.append(*world.followed(world.genesis))
-        await sequencer.append(*world.followed(*world.introductions()))
-        first, second, late = world.members
-        await sequencer.append(*world.followed(
+    happened = (
+        world.introductions(),
+        (
             world.opened(0),
             world.committed(0, members=[first, second]),
             world.contribution(first, 0),
@@ -124,20 +60,11 @@ async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
             world.closed(0, accepted=sorted([first, second], key=lambda m: m.peer_id),
                          rejected={late.peer_id: "late"}),
             world.agreed(1, nodes=[first, second]),
-        ))  # fmt: skip
-        yield Coordinator(
-            heads=heads,
-            manifest=manifest,
-            run=world.run,
-            layout=LAYOUT,
-            identity=world.coordinator,
-            host=cast(Host, None),  # the web side never touches the network
-            sequencer=sequencer,
-            blobs=BlobStore(tmp_path / "blobs"),
-            fingerprints=BlobStore(tmp_path / "fingerprints"),
-            metrics=numbers(tmp_path, late.peer_id),
-            clock=lambda: 100.0,
-        )
+        ),
+    )  # fmt: skip
+    metrics = numbers(tmp_path, late.peer_id)
+    async with coordinating(world, manifest, tmp_path, happened, metrics) as core:
+        yield core
 
 
 def numbers(folder: Path, late: str) -> Metrics:
@@ -174,25 +101,6 @@ async def get(client: Client, path: str, status: int = 200) -> dict[str, Any]:
     value = await reply.json()
     assert isinstance(value, dict)
     return value
-
-
-def connect(core: Coordinator, peer: str, phase: str = "training") -> None:
-    report = Report(
-        state_round=1,
-        state_root=digest("state 1"),
-        phase=phase,
-        round=1,
-        step=3,
-        steps=4,
-        loss=5.5,
-        tokens_per_second=1234.5,
-        bytes_up=5_000_000,
-        bytes_down=9_000,
-        up_by_kind={"contribution": 4_000_000, "control": 1_000_000},
-        down_by_kind={"state": 9_000},
-        seconds={"train": 5.0, "tail": 4.0, "idle": 0.5, "merge": 0.5, "fetch": 70.0},
-    )
-    core.peers[peer] = Peer(report, ["/ip4/10.0.0.9/tcp/1"], heard=98.5)
 
 
 async def test_the_run_is_described_by_its_whole_manifest(
@@ -375,6 +283,7 @@ async def test_the_page_shows_what_the_api_says(
     told = list(row["left out"].all("span"))[-1].attributes["title"]
     assert told == reasons.explain(reasons.LATE)
     shares = page.section("shares").rows()
+    assert [row["place"].text for row in shares] == ["1", "2", "3"]
     assert [row["share"].text for row in shares] == ["50.000 %", "50.000 %", "0.000 %"]
     exchange = page.section("exchange").facts()
     run = await get(client, "/api/v1/run")
@@ -383,6 +292,13 @@ async def test_the_page_shows_what_the_api_says(
     assert INVITE in page.section("join").text
     for target in ("/shares", "/entries", "/round/0", f"/account/{world.owners[0].key}"):
         assert target in page.links, target
+    (timed, *_) = page.section("timeline").rows()
+    assert (timed["accepted"].text, timed["left out"].text) == (
+        "2 of 3",
+        f"1 node: {reasons.explain(reasons.LATE)}",
+    )
+    assert "no verdict yet" in page.section("verdicts").text
+    assert "nobody can change" in page.section("health").text
     drawn = page.section("loss")
     assert len(list(drawn.all("polyline"))) == 2
 
@@ -402,7 +318,9 @@ async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
         update={"up_by_kind": {NASTY: 7}, "down_by_kind": {NASTY: 7}}
     )
     page = await page_of(client)
-    assert not list(page.all("script", "img"))
+    assert not list(page.all("img"))
+    loaded = list(page.all("script"))
+    assert all(each.attributes["src"].startswith("/static/") and not each.text for each in loaded)
     assert NASTY in next(page.all("header")).text
     (node,) = page.section("nodes").rows()
     assert node["doing"].text.startswith("<img/src=x")
@@ -435,19 +353,20 @@ async def test_metrics_are_what_the_status_says(
     assert 'status="404"} 1.0' in await (await client.get("/metrics")).text()
 
 
-async def test_the_page_may_load_and_run_nothing(client: Client) -> None:
+async def test_the_page_may_load_and_run_our_own_files_alone(client: Client) -> None:
     for path in ("/", "/api/v1/status", "/nothing"):
         reply = await client.get(path)
         policy = reply.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
-        assert "script-src" not in policy
+        assert "script-src 'self';" in policy
+        assert "unsafe" not in policy
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
     text = await (await client.get("/")).text()
     style = re.search("<style>(.*?)</style>", text, re.DOTALL)
     assert style is not None
     allowed = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
     policy = (await client.get("/")).headers["Content-Security-Policy"]
-    assert f"style-src 'sha256-{allowed}'" in policy
+    assert f"style-src 'self' 'sha256-{allowed}'" in policy
     # The policy would not apply any other style.
     assert " style=" not in text
 
@@ -564,6 +483,64 @@ async def test_a_round_of_many_members_is_as_short_in_lists_as_one_of_few(
         assert large < 1.1 * small, "each member would be some 300 bytes"
     detailed = [row for row in core.metrics.rounds.values() if row.by_member != MemberMetrics()]
     assert [row.round for row in detailed] == [98, 99], "nor do they fill the memory"
+
+
+# --- what follows from the rounds -----------------------------------------------------------------
+
+
+def agreed(number: int, **more: Any) -> dict[str, Any]:
+    """A round of two members that took 100 s, 200 tokens a step."""
+    row = {
+        "round": number,
+        "members": 2,
+        "accepted": 2,
+        "tokens": 4000,
+        "ended": 1e9 + 100 * number,
+    }
+    row |= {"ended": 1e9 + 100 * number, "loss": 5.0, "validation": 6.0}
+    return row | {"up": {"contribution": 500}} | more
+
+
+def test_the_end_follows_from_the_newest_rounds() -> None:
+    rounds = [agreed(0, ended=1.0), *(agreed(number) for number in range(1, 25))]
+    found = page.to_go({"total": 100, "round": 25, "phase": "training"}, rounds)
+    assert found == {"rounds": 75, "each": 100.0, "seconds": 7500.0, "end": 1e9 + 2400 + 7500}
+    for phase in ("waiting", "finished"):
+        assert page.to_go({"total": 100, "round": 25, "phase": phase}, rounds) is None
+    assert page.to_go({"total": 100, "round": 1, "phase": "training"}, rounds[:1]) is None
+
+
+def test_data_parallel_training_sends_all_gradients_after_each_step() -> None:
+    rounds = [agreed(0), agreed(1), agreed(2, ended=0.0)]
+    # 4,000 tokens are ten steps of two nodes of 200 each; in each of them both send 2 x 1/2 x 4 P.
+    sent = 2 * 10 * 2 * 4 * 50
+    assert page.bandwidth(rounds, parameters=50, step=200) == {
+        "sent": 1000,
+        "parallel": sent,
+        "times": sent / 1000,
+    }
+    assert page.bandwidth([agreed(0, up={})], parameters=50, step=200) is None
+
+
+def test_a_state_has_the_tokens_before_it_and_the_loss_of_the_round_that_made_it() -> None:
+    first, second, third = page.states([agreed(4), agreed(5, loss=4.0)])
+    assert (first["round"], first["tokens"], first["time"], first["training"]) == (4, 0, None, None)
+    assert (second["round"], second["tokens"], second["training"]) == (5, 4000, 5.0)
+    assert (third["round"], third["tokens"], third["speed"]) == (6, 8000, 40.0)
+    assert (third["validation"], third["training"]) == (None, 4.0)
+    assert page.states([]) == []
+    assert len(page.sampled(page.states([agreed(n) for n in range(5000)]))) <= SAMPLES
+
+
+def test_teams_are_added_up() -> None:
+    rows = [
+        {"team": team, "share": share, "granted": 10}
+        for team, share in (("b", 0.25), ("", 0.5), ("a", 0.125), ("a", 0.125))
+    ]
+    assert [(t["team"], t["accounts"], t["share"]) for t in teams(rows)] == [
+        ("a", 2, 0.25),
+        ("b", 1, 0.25),
+    ]
 
 
 async def test_health_is_plain_text(client: Client) -> None:

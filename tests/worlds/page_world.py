@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from typing import Any
 
-VOID = {"meta", "br", "rect", "line", "polygon", "polyline", "circle"}
+from ledger_world import World
+
+VOID = {"meta", "link", "input", "br", "rect", "line", "polygon", "polyline", "circle"}
+
+
+def node_status(world: World, **more: Any) -> dict[str, Any]:
+    """What a node of the world's first account may say of itself."""
+    return {
+        "node": world.members[0].peer_id,
+        "account": world.owners[0].key,
+        **{"name": world.name, "run": world.run, "term": 0, "coordinator_lost": False},
+        **{"phase": "training", "reason": "all is well", "step": 3, "steps": 9, "loss": None},
+        **{"round": 8, "state_round": 8, "rounds_total": 20, "tokens_per_second": 12.0},
+        **{"vested": 100, "pending": 0, "awaiting": 0, "share": 0.25, "rejected": {}},
+        **{"ledger_size": 85, "cosigned_size": 63, "final_size": 60, "reachable": True},
+        **{"memory_daemon": 1 << 20, "memory_trainer": 0, "computing": 0.9},
+        **{"up_by_kind": {"control": 7}, "down_by_kind": {"slice": 9}, "seconds": {"train": 2.0}},
+        **{"served": {}, "fetched": {}, "waiting": "", "last_error": ""},
+        **more,
+    }
 
 
 class Node:

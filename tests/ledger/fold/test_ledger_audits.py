@@ -426,6 +426,8 @@ def test_an_explanation_says_by_whom_and_what_came_of_it() -> None:
         rejects = [one for one in listed if one.node == bad.peer_id and one.verdict == "reject"]
         assert {one.error for one in rejects} == {0.7}
         assert "convicted" in {one.result for one in listed}
+        everybodys = audits_of(history, None, 500)
+        assert all(one in everybodys for one in listed)
     owner = run.world.owners[2].key
     assert f"entry {convicted} convicted this account: 3 nodes" in conviction(history, owner)
     assert not conviction(history, run.world.owners[0].key)

@@ -16,17 +16,20 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
 from artel import cli
 from artel.ledger import entries
-from artel.ledger.entries import documents, reasons
+from artel.ledger.entries import Witnessed, documents, reasons
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.records import Account
 from artel.ledger.fold.alias import read_table, write_table
+from artel.ledger.fold.dates import Dates
 from artel.ledger.fold.shares import SHARE_SCALE, shares
 from artel.ledger.sync.client import home_view
 from artel.ledger.sync.offline import verify
@@ -39,12 +42,14 @@ from artel.ledger.tlog.proof import TlogProof
 from artel.ledger.tlog.tiles import ENTRIES, encode_bundle, level_tiles, tiles_of
 from artel.ledger.web import chart, pages, server
 from artel.ledger.web.answers import body_of
+from artel.ledger.web.render import date
 from artel.ledger.web.server import Gate, Limits, claimed
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
 from artel.protocol import canonical, messages
 from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
+from artel.protocol.identity import short_peer
 from artel.protocol.listing import ListingRecord
 from artel.protocol.merkle import leaf_hash, root, verify_inclusion
 from artel.protocol.net.doors import Directory
@@ -53,10 +58,10 @@ from artel.protocol.net.wire import Refused
 from artel.protocol.options import Endpoint
 from command_world import group
 from explorer_world import NASTY, TURNED, Shown, shown
-from ledger_world import CREDIT, World
+from ledger_world import CREDIT, TIME, World, key
 from listing_world import WAY, public_manifest, record
 from log_world import replay
-from page_world import Node, numbers, read
+from page_world import Node, node_status, numbers, read
 
 main = group("ledger")
 
@@ -792,22 +797,63 @@ def test_the_plot_samples_long_runs_and_names_the_largest() -> None:
     assert len(single.areas) == 1
 
 
-# --- a node's own server --------------------------------------------------------------------------
+# --- dates, and words that lead to pages ----------------------------------------------------------
 
-NOW = {
-    "node": "",
-    "account": "",
-    "phase": "training",
-    "reason": NASTY,
-    "step": 3,
-    "steps": 9,
-    "term": 0,
-    "coordinator_lost": False,
-    **{"round": 8, "rounds_total": 20, "loss": None, "tokens_per_second": 12.5, "share": 0.25},
-    **{"vested": 100, "pending": 0, "awaiting": 0, "ledger_size": 85, "cosigned_size": 63},
-    **{"memory_daemon": 1 << 20, "memory_trainer": 0},
-    **{"up_by_kind": {"control": 7}, "down_by_kind": {"slice": 9}},
-}
+
+async def test_an_entry_is_dated_by_the_first_head_over_it_that_witnesses_signed(
+    ledger: Shown,
+) -> None:
+    dates = Dates(ledger.history)
+    ((witnessed,),) = [ledger.history.chosen(kind="witnessed")]
+    body = ledger.history.entry(witnessed.index).body
+    assert isinstance(body, Witnessed)
+    assert [dates.seen_at(index) for index in (0, body.size - 1, body.size)] == [TIME, TIME, None]
+    said = f"{datetime.fromtimestamp(TIME, UTC):%Y-%m-%d %H:%M} UTC"
+    assert said in read(await ledger.get("/entry/0")).section("place").facts()["seen by"].text
+    rows = read(await ledger.get("/entries?before=9")).section("main").rows()
+    assert {row["seen by"].text for row in rows} == {said}
+    later = await ledger.get(f"/entry/{body.size}")
+    assert read(later).section("place").facts()["seen by"].text == "no witness yet"
+
+
+def test_a_time_that_no_calendar_has_is_not_known() -> None:
+    assert [date(seconds, "%Y") for seconds in (0, 1 << 60, -(1 << 60))] == ["1970", "–", "–"]
+
+
+async def test_a_word_leads_to_what_it_names(ledger: Shown) -> None:
+    world, state = ledger.world, ledger.fold.state
+    first, second = (owner.key for owner in world.owners[:2])
+    ledger.heads.set_alias(first, "Ada <b>", "engines", 1)
+    ledger.heads.set_alias(second, "Charles", "engines", 1)
+    peer = world.members[2].peer_id
+    entry = ledger.history.entry(17).id
+    for word, place in (
+        ("ada", f"/account/{first}"),
+        (second[:10], f"/account/{second}"),
+        (key("explorer new key").key, f"/account/{second}"),
+        (peer, f"/account/{world.owners[2].key}#{peer}"),
+        (short_peer(peer), f"/account/{world.owners[2].key}#{peer}"),
+        (entry, "/entry/17"),
+        (entry[:9].upper(), "/entry/17"),
+        ("entry 3", "/entry/3"),
+        ("#70", "/entry/70"),
+        ("Round 5", "/round/5"),
+        (state.states[4], "/round/3"),
+    ):
+        path = f"/search?{urlencode({'q': word})}"
+        async with ledger.client.get(path, allow_redirects=False) as reply:
+            assert (reply.status, reply.headers.get("Location")) == (302, place), word
+    both = read(await ledger.get("/search?q=engines")).section("main")
+    assert {f"/account/{first}", f"/account/{second}"} <= set(both.links)
+    number = read(await ledger.get("/search?q=3")).section("main")
+    assert number.links[:2] == ["/round/3", "/entry/3"]
+    for word in ("", "nobody", "f" * 64, "12345678901234567", "%", "x" * 500, NASTY, TURNED):
+        page = await ledger.get(f"/search?{urlencode({'q': word})}")
+        assert not read(page).section("main").links
+        assert "<script>alert" not in page
+
+
+# --- a node's own server --------------------------------------------------------------------------
 
 
 async def some_runs() -> list[ListingRecord]:
@@ -820,7 +866,7 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
     async with shown(tmp_path) as ledger:
         site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.fold.state)
         world = ledger.world
-        now = NOW | {"node": world.members[0].peer_id, "account": world.owners[0].key}
+        now = node_status(world, reason=NASTY)
         listener = server.bind()
         async with status.serving(
             tmp_path, lambda: now, site, listener, Directory(some_runs)
@@ -829,7 +875,13 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
             async with ledger.client.session.get(f"{url}/") as reply:
                 page = await reply.text()
             assert NASTY in read(page).section("now").facts()["doing"].text
-            assert not list(read(page).all("script"))
+            assert all(script.attributes["src"] for script in read(page).all("script"))
+            told = read(page).section("now").facts()
+            assert told["speed"].text == "12 tokens/s", "its owner is told all"
+            elsewhere = {"Host": "rebound.example"}
+            async with ledger.client.session.get(f"{url}/", headers=elsewhere) as reply:
+                told = read(await reply.text()).section("now").facts()
+            assert set(told) == {"node", "account", "doing", "coordinator"}
             for link in links_of(page):
                 async with ledger.client.session.get(f"{url}{link}") as reply:
                     assert reply.status == 200, link
@@ -867,7 +919,8 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
                 ({"X-Forwarded-For": "203.0.113.5"}, 403),
             ):
                 for path in status.PRIVATE:
-                    async with ledger.client.session.get(f"{url}{path}", headers=asked) as reply:
+                    headers = asked | {"Accept-Encoding": "gzip"}
+                    async with ledger.client.session.get(f"{url}{path}", headers=headers) as reply:
                         assert reply.status == answer, (path, asked)
                 async with ledger.client.session.get(f"{url}/shares", headers=asked) as reply:
                     assert reply.status == 200, asked

@@ -51,5 +51,5 @@ def test_no_template_trusts_what_it_is_given() -> None:
     for source in sources:
         assert "|safe" not in source.replace(" ", "")
         assert "autoescape" not in source
-        assert "<script" not in source
+        assert "<script" not in source.replace('<script src="{{ asset(', ""), "only files of ours"
         assert " style=" not in source
