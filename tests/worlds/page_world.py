@@ -115,6 +115,12 @@ class _Parser(HTMLParser):
         self.open[-1].content.append(data)
 
 
+def runs_ours_alone(page: Node) -> bool:
+    """Whether all scripts of a page are files of the server, and nothing stands in them."""
+    scripts = list(page.all("script"))
+    return all(each.attributes["src"].startswith("/static/") and not each.text for each in scripts)
+
+
 def numbers(cell: Node) -> list[int]:
     """Whole numbers in a cell."""
     return [int(word.replace(",", "")) for word in cell.text.split() if word[0].isdigit()]
