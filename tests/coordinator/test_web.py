@@ -199,7 +199,7 @@ async def test_cosignatures_make_the_ledger_final_on_every_display(
     assert (await get(client, "/api/v1/shares"))["label"] in page.section("shares").text
     assert "/ledger/certified" in page.links
     entry = read(await (await client.get("/entry/3")).text())
-    assert next(entry.all("span")).attributes["class"] == "pill"
+    assert next(entry.section("main").all("span")).attributes["class"] == "pill"
     for path in ("/ledger/certified", "/ledger/checkpoint"):
         signed = await (await client.get(path)).text()
         keys = [VerifierKey(origin_of(world.run), world.coordinator.public)]
