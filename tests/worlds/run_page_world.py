@@ -145,7 +145,10 @@ def numbers_of(folder: Path, world: World, rounds: int) -> Metrics:
         row.by_member = MemberMetrics(
             rejected={late: "late"} if missed else {},
             steps={member.peer_id: 12 for member in world.members},
-            traffic={member.peer_id: {"up": {"contribution": 300_000}} for member in world.members},
+            traffic={
+                member.peer_id: {"up": {"contribution": 300_000}, "down": {"slice": 200_000}}
+                for member in world.members
+            },
             computing={member.peer_id: 0.96 - 0.2 * i for i, member in enumerate(world.members)},
         )
     metrics.of(rounds).validation = 4.0 + 3 / (rounds + 1)
