@@ -32,19 +32,20 @@ GROUPS = {
     "demo": ("artel.coordinator.demo", "train a small model with three nodes on this machine"),
     "runs": ("artel.node.finding", "list the public runs that anybody can join"),
     "join": ("artel.node.joining_in", "see what a run asks and gives, and take part"),
-    "node": ("artel.node.commands", "join a run, see what this machine does, export the model"),
+    "node": ("artel.node.commands", "join a run, see what this machine does"),
     "run": (
         "artel.coordinator.run_commands",
         "write, explain and prepare the file that describes a run",
     ),
     "plan": ("artel.coordinator.plan", "say what a model takes: memory, bytes, hours, money"),
     "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),
+    "model": ("artel.model.commands", "take the model along, let it write, measure and serve it"),
     "chaos": ("artel.coordinator.chaos", "let everything go wrong in a run on this machine"),
     "ledger": ("artel.ledger.cli", "see and check who contributed what"),
     "completion": ("artel.completion", "let a shell complete commands with the Tab key"),
 }
 
-EXTRAS = dict.fromkeys(("runs", "join", "node"), "node") | dict.fromkeys(
+EXTRAS = dict.fromkeys(("runs", "join", "node", "model"), "node") | dict.fromkeys(
     ("demo", "run", "coordinator", "chaos"), "coordinator"
 )
 """The extra of the package that brings what a group imports; ledgers need none, or these two."""

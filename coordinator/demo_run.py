@@ -144,7 +144,7 @@ def draw_loss(path: Path, facts: Facts) -> None:
 
 async def _sample(home: Path) -> str:
     """Text of the trained model, from a process of its own since it needs torch."""
-    command = ("node", "sample", "--home", str(home), "--prompt", PROMPT)
+    command = ("model", "generate", "--home", str(home), "--prompt", PROMPT)
     options = (f"--tokens={SAMPLE_TOKENS}", f"--temperature={TEMPERATURE}", "--seed=1")
     process = await asyncio.create_subprocess_exec(
         *tether.command(*command, *options),

@@ -138,7 +138,7 @@ try:
   artel ledger explain {entry} --home {node}
   artel ledger prove {entry} --home {node}
   artel ledger verify entry-{entry}.tlog-proof entry-{entry}.json
-  artel node sample --home {node} --prompt "import \""""
+  artel model generate --home {node} --prompt "import \""""
     )
 
 

@@ -1,9 +1,8 @@
-"""``artel node``: start a node, look at it, and take the trained model along."""
+"""``artel node``: start a node, and look at it."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -18,10 +17,6 @@ from artel.protocol.errors import EXIT_OK
 from artel.protocol.invite import PREFIX
 from artel.protocol.paths import expanded
 
-MAX_SAMPLE_TOKENS = 100_000
-MAX_TEMPERATURE = 10
-MAX_SEED = 2**63 - 1
-"""The largest that torch takes."""
 DEFAULT_HOME = Path("~/.artel/node")
 
 app = commandline.group(
@@ -120,63 +115,3 @@ def measure(
         (*lines, fields((one.kind, measuring.words(one)) for one in found)),
         as_json=as_json,
     )
-
-
-@app.command
-def export(
-    out: Folder,
-    /,
-    *,
-    home: NodeHome = DEFAULT_HOME,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> int:
-    """Write the newest state as a Hugging Face folder that transformers loads with from_pretrained.
-
-    example: artel node export my-model
-
-    :param out: the folder
-    """
-    from artel.node import pretrained
-    from artel.node.newest import newest
-
-    with newest(expanded(home)) as found:
-        pretrained.export(found, out)
-    return show(
-        {"out": str(out), "state": found.root},
-        (
-            f"wrote state {found.root[:12]}… to {out}",
-            f'load it with: AutoModelForCausalLM.from_pretrained("{out}")',
-        ),
-        as_json=as_json,
-    )
-
-
-@app.command
-def sample(
-    *,
-    home: NodeHome = DEFAULT_HOME,
-    prompt: Annotated[str, value(types.text, "TEXT")] = "def ",
-    tokens: Annotated[int, value(types.whole(1, MAX_SAMPLE_TOKENS), "N")] = 100,
-    temperature: Annotated[float, value(types.number(0, MAX_TEMPERATURE), "T")] = 0.8,
-    seed: Annotated[int, value(types.whole(0, MAX_SEED), "N")] = 0,
-    verbose: Verbose = False,
-) -> int:
-    """Let the newest state continue a text.
-
-    example: artel node sample --prompt "def main(" --tokens 100
-
-    :param prompt: the text
-    :param tokens: how many to add
-    :param temperature: 0 takes the likeliest, at most 10
-    :param seed: another one gives another text
-    """
-    from artel.node import pretrained
-    from artel.node.newest import newest
-
-    with newest(expanded(home)) as found:
-        text = pretrained.sample(
-            found, prompt, max_tokens=tokens, temperature=temperature, seed=seed
-        )
-    sys.stdout.write(text + "\n")
-    return EXIT_OK

@@ -333,7 +333,7 @@ async def _require_open(session: Session, invite: Invite, say: Callable[[str], N
         f"{ended}, {state.total_vested + state.total_pending:,} credit belongs to "
         f"{plural(len(state.accounts), 'account')}",
         f"the ledger says more: artel ledger status --from {shlex.quote(source)}; the model, state "
-        f"{state.states[-1][:12]}…, is with its nodes: artel node export takes it from their homes",
+        f"{state.states[-1][:12]}…, is in its nodes' homes: artel model export takes it from there",
     )
 
 

@@ -270,6 +270,36 @@ def state_root(state: State) -> str:
     return merkle.root(map(_hash_of, _chunks(_file_parts(state)))).hex()
 
 
+def state_rest(state: State) -> bytes:
+    """What is needed beside the parameters to tell their state root: the header, what follows the
+    parameters in their last chunk, and the hashes of all chunks behind that."""
+    _require_sound(state)
+    parts = _file_parts(state)
+    end = HEADER_BYTES + parts[1].nbytes
+    behind = b"".join(parts[2:])
+    border = -end % CHUNK_BYTES
+    hashes = (_hash_of(pieces) for pieces in _chunks([memoryview(behind)[border:]]))
+    return b"".join((parts[0], behind[:border], *hashes))
+
+
+def root_with_rest(params: Vector, rest: bytes) -> str:
+    """The state root of parameters, (N,), with what :func:`state_rest` gave.
+
+    :raises DecodeError: this is the rest of no state with so many parameters
+    """
+    header = decode_header(rest[:HEADER_BYTES])
+    end = HEADER_BYTES + 4 * header.params
+    border = min(-end % CHUNK_BYTES, header.file_bytes - end)
+    behind = -(-(header.file_bytes - end - border) // CHUNK_BYTES) * merkle.HASH_BYTES
+    if params.shape != (header.params,) or len(rest) != HEADER_BYTES + border + behind:
+        raise DecodeError(f"this is not the rest of a state with {params.size:,} parameters")
+    cut = HEADER_BYTES + border
+    numbers = np.ascontiguousarray(params, "<f4").view(np.uint8).data
+    parts = [memoryview(rest)[:HEADER_BYTES], numbers, memoryview(rest)[HEADER_BYTES:cut]]
+    hashes = [rest[at : at + merkle.HASH_BYTES] for at in range(cut, len(rest), merkle.HASH_BYTES)]
+    return merkle.root((*map(_hash_of, _chunks(parts)), *hashes)).hex()
+
+
 def state_bytes(parameters: int, outer: OuterSection) -> int:
     """Exact size of a run's state files."""
     return HEADER_BYTES + (2 if outer.momentum else 1) * 4 * parameters

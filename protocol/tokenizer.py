@@ -47,7 +47,8 @@ class Tokenizer:
             raise DecodeError(f"the tokenizer does not load: {str(error)[:160]}") from None
         # The end-of-text token is set between documents only: inside a text its name is just text.
         library.encode_special_tokens = True
-        self._library: Any = library
+        self.library: Any = library
+        """The object of that library, for others that build on it."""
         self.vocab_size: int = library.get_vocab_size()
         bytes_of = {char: byte for byte, char in enumerate(_byte_characters())}
         self._pieces: list[bytes] = []  # bytes of each token
@@ -59,7 +60,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Tokens of each text, without the end-of-text token."""
-        encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self.library.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:

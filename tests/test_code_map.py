@@ -13,11 +13,11 @@ from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 from places import ROOT
 
-FLOORS = ("protocol", "ledger", "coordinator", "node")
+FLOORS = ("protocol", "ledger", "coordinator", "node", "model")
 MAP = (ROOT / "docs" / "code-map.md").read_text()
 SCENARIOS = (ROOT / "CONTRIBUTING.md").read_text()
 TESTS_NAMED = re.findall(r"`([\w/]+\.py)::(test_\w+)`", SCENARIOS)
-NAMED = re.findall(r"`((?:artel|node|coordinator|ledger|protocol)/[\w./-]*)`", MAP)
+NAMED = re.findall(r"`((?:artel|node|coordinator|model|ledger|protocol)/[\w./-]*)`", MAP)
 
 
 def test_no_room_imports_upwards_and_nothing_goes_in_circles(

@@ -170,7 +170,7 @@ def run_file(absent: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     ("command", "extra"),
     [
         (("node", "start", "--join", Invite(WORLD.run, (PEER,)).encode(), "--home", "h"), "node"),
-        (("node", "export", "model", "--home", "h"), "node"),
+        (("model", "export", "model", "--home", "h"), "node"),
         (("runs", "--bootstrap", PEER), "node"),
         (("join", "tiny", "--bootstrap", PEER), "node"),
         (("coordinator", "start", "my-run/RUN.toml", "--home", "h"), "coordinator"),
@@ -234,7 +234,7 @@ def contents(wheel: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_the_wheel_holds_what_the_tree_holds(tree: Path, wheel: Path) -> None:
-    rooms = ("protocol", "ledger", "coordinator", "node")
+    rooms = ("protocol", "ledger", "coordinator", "node", "model")
     kept = list((tree / "artel").glob("*.py"))
     kept += [
         tree / "artel" / file.relative_to(tree)

@@ -259,8 +259,6 @@ MARKS = {"node": ("manifest.json", "account.key"), "coordinator": ("run/manifest
     ("of", "words", "hint"),
     [
         ("coordinator", "node status", "artel coordinator status --home HOME"),
-        ("coordinator", "node sample", "the home of a node"),
-        ("coordinator", "node export OUT", "the home of a node"),
         ("coordinator", "ledger me", "the home of a node"),
         ("coordinator", "ledger key new", "an account is that of a node"),
         ("node", "coordinator status", "artel node status --home HOME"),

@@ -58,7 +58,7 @@ def test_a_wrong_word_gets_a_suggestion(
     ("line", "named"),
     [
         ("xyz", "coordinator"),
-        ("node xyz", "export"),
+        ("node xyz", "measure"),
         ("ledger key xyz", "rotate"),
         ("ledger status --xyz", "artel ledger status --help"),
         ("ledger explain", "artel ledger explain --help"),

@@ -66,7 +66,7 @@ def test_nonsense_is_refused_by_every_option_with_a_type(name: str, argument: Ar
 
 def test_the_walk_over_the_commands_sees_them() -> None:
     names = {name for name, _ in ALL}
-    assert {"artel node start --threads", "artel node sample --seed"} <= names
+    assert {"artel node start --threads", "artel model generate --seed"} <= names
     assert {"artel coordinator start --announce", "artel demo --rounds"} <= names
     assert {"artel ledger shares --at", "artel node start --http"} <= names
 
@@ -168,8 +168,8 @@ def test_threads_are_bounded_by_the_cores(
     [
         "node start --home HOME",
         "node status --home HOME",
-        "node export OUT --home HOME",
-        "node sample --home HOME",
+        "model export OUT --home HOME",
+        "model generate --home HOME",
         "coordinator start RUN --home HOME",
         "run prepare RUN --home HOME",
         "ledger me --home HOME",

@@ -125,7 +125,7 @@ def test_a_node_says_what_it_finds_on_a_stream_without_its_marks(encoding: str) 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("node", "sample", "--prompt", b"def \xff("),
+        ("model", "generate", "--prompt", b"def \xff("),
         ("node", "start", "--join", b"artel1.\xff"),
         ("ledger", "alias", b"\xff"),
         ("ledger", "dispute", "3", "--reason", b"\xff"),

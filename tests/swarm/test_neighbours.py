@@ -14,7 +14,8 @@ from artel.ledger import entries
 from artel.ledger.store.keyfiles import write_new
 from artel.ledger.store.reader import LedgerReader
 from artel.ledger.sync.export import write_file
-from artel.node import pretrained
+from artel.model import exporting, pretrained
+from artel.model.held import held
 from artel.node.trainer import writing
 from artel.protocol import content, files
 from artel.protocol.errors import ArtelError, UsageError
@@ -23,6 +24,7 @@ from artel.protocol.invite import Invite
 from artel.protocol.net.blobs import BlobStore
 from client_world import write_tiles
 from ledger_world import World as Ledger
+from model_world import make_home
 from trainer_world import World, make_world
 
 SUFFIXES = (".tmp", ".part", ".new", ".put", ".old", ".bak", "~", ".replaced-1", ".replaced-2")
@@ -43,6 +45,17 @@ def ledger_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ledger(ledger_home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(ledger_home, tmp_path / "read-from"))
+
+
+@pytest.fixture(scope="module")
+def home(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that holds the first state."""
+    return make_home(world, tmp_path_factory.mktemp("model") / "home", [])
+
+
+def export(home: Path, out: Path) -> None:
+    with held(home) as found:
+        exporting.export(found, out, home)
 
 
 def surround(folder: Path, *names: str) -> dict[Path, bytes]:
@@ -66,20 +79,19 @@ def untouched(made: dict[Path, bytes]) -> None:
     assert {path: path.read_bytes() for path in made if path.exists()} == made
 
 
-def test_export_leaves_the_folder_beside_it_alone(world: World, tmp_path: Path) -> None:
+def test_export_leaves_the_folder_beside_it_alone(home: Path, tmp_path: Path) -> None:
     """``X.tmp`` was removed as a left-over of an earlier export to ``X``."""
     mine = tmp_path / "model.tmp"
     mine.mkdir()
     (mine / "thesis").write_text("three years of work")
-    with world.newest() as found:
-        pretrained.export(found, tmp_path / "model")
+    export(home, tmp_path / "model")
     assert (mine / "thesis").read_text() == "three years of work"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.tmp"]
     assert (tmp_path / "model" / "config.json").exists()
 
 
 def test_an_export_that_fails_leaves_nothing_and_takes_nothing(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = surround(tmp_path, "model")
     before = set(tmp_path.rglob("*"))
@@ -87,24 +99,23 @@ def test_an_export_that_fails_leaves_nothing_and_takes_nothing(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pretrained, "_write_tokenizer", fail)
-    with world.newest() as found, pytest.raises(ArtelError):
-        pretrained.export(found, tmp_path / "model")
+    monkeypatch.setattr(pretrained, "write", fail)
+    with pytest.raises(ArtelError):
+        export(home, tmp_path / "model")
     assert set(tmp_path.rglob("*")) == before
     untouched(made)
 
 
 def test_an_empty_folder_that_is_there_is_filled_and_not_replaced(
-    world: World, tmp_path: Path
+    home: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "mount"
     out.mkdir()
     number = out.stat().st_ino
-    with world.newest() as found:
-        pretrained.export(found, out)
+    export(home, out)
     assert out.stat().st_ino == number
     assert {"config.json", "model.safetensors"} <= {path.name for path in out.iterdir()}
-    assert not [path for path in out.iterdir() if path.is_dir()]
+    assert [path.name for path in out.iterdir() if path.is_dir()] == ["ledger"]
 
 
 COMMANDS: list[tuple[str, tuple[str, ...], str]] = [
@@ -220,14 +231,14 @@ def test_a_coordinator_refuses_it_too(name: str, tmp_path: Path) -> None:
     untouched(mine)
 
 
-def test_outputs_that_exist_are_refused(world: World, ledger: Path, tmp_path: Path) -> None:
+def test_outputs_that_exist_are_refused(home: Path, ledger: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     assert cli.main(["ledger", "key", "new", "--home", str(keys)]) == 0
     for name in ("model", "run"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "RUN.toml").write_text("mine")
-    with world.newest() as found, pytest.raises(UsageError):
-        pretrained.export(found, tmp_path / "model")
+    with pytest.raises(UsageError):
+        export(home, tmp_path / "model")
     assert cli.main(["run", "new", str(tmp_path / "run")]) == 2
     assert cli.main(["ledger", "key", "new", "--home", str(keys)]) != 0
     assert cli.main(["demo", "--out", str(tmp_path / "run")]) == 2

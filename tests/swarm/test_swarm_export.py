@@ -35,9 +35,9 @@ async def test_the_states_of_a_running_node_are_exported_and_sampled(tmp_path: P
         home, rounds = str(swarm.home_of(1)), []
         for number in range(3):
             out = tmp_path / f"model-{number}"
-            text = await artel("node", "export", str(out), "--home", home, "--json")
+            text = await artel("model", "export", str(out), "--home", home, "--json")
             assert json.loads(text)["state"] in (out / "README.md").read_text()
-            await artel("node", "sample", "--home", home, "--tokens", "5")
+            await artel("model", "generate", "--home", home, "--tokens", "5")
             rounds.append((await swarm.status())["round"])
         assert rounds[-1] > rounds[0], "no round was agreed meanwhile"
         await swarm.add_node()

@@ -65,7 +65,7 @@ def previous(tmp_path: Path) -> Path:
         "ledger me --home node-1",
         "ledger verify --home node-1",
         "ledger verify --home coordinator",
-        "node export model --home node-1",
+        "model export model --home node-1",
         f"node start --home node-1 --no-check --listen {LOOPBACK}",
         f"coordinator start RUN.toml --home coordinator --listen {LOOPBACK} --http 127.0.0.1:0",
     ],

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from artel.node.child import TrainerDied
-from artel.node.newest import Newest
 from artel.node.supervisor import Trainer
 from artel.node.trainer.orders import Window
 from artel.protocol import assignment, content, model, tokenizer
@@ -22,12 +19,11 @@ from artel.protocol.manifest import (
     DataFacts,
     Manifest,
     ModelFacts,
-    SplitFacts,
     TokenizerFacts,
-    open_manifest,
     sign,
 )
 from artel.protocol.run_config import RunConfig
+from artel.protocol.shards import ShardIndex
 from artel.protocol.state import State, write_state
 from places import ROOT
 
@@ -56,13 +52,12 @@ class World:
     """100,000 tokens of text."""
     tokenizer: Path
 
-    @contextlib.contextmanager
-    def newest(self, state: Path | None = None) -> Iterator[Newest]:
-        """The initial state, or another file, as a home would show it."""
-        path = state or self.state
-        _, run = open_manifest(self.manifest.read_bytes())
-        with path.open("rb") as file:
-            yield Newest(run, self.run, content.file_content_id(path), file, self.tokenizer)
+    @property
+    def content(self) -> dict[Path, str]:
+        """What a home of the run has, and content ids: tokenizer, index, shard, first state."""
+        index = self.run.data.validation.index
+        files = (self.tokenizer, self.shard.with_name(index), self.shard, self.state)
+        return {path: content.file_content_id(path) for path in files}
 
     def windows(self, member: int, round: int = 0, steps: int | None = None) -> list[Window]:
         """What a member is assigned in a round: its own part of the shard."""
@@ -144,7 +139,14 @@ def make_world(
     state = home / "state-0.bin"
     momentum = np.zeros_like(params) if config.exchange.outer.momentum else None
     root = write_state(state, State(0, layout.digest, params, momentum))
-    split = SplitFacts(index="0" * 64, root="0" * 64, shards=1, tokens=100_000)
+    index = ShardIndex(
+        dtype="uint16",
+        shard_tokens=config.data.shard_tokens,
+        tokens=100_000,
+        shards=(content.file_content_id(shard),),
+    )
+    split = index.facts()
+    (home / split.index).write_bytes(index.encode())
     run = Manifest(
         config=config,
         organiser=organiser.key,
