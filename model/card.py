@@ -63,7 +63,7 @@ def _body(made: Release, plotted: bool) -> Iterator[str]:
     yield ""
     yield "```python"
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
-    yield 'model = AutoModelForCausalLM.from_pretrained("."); '
+    yield 'model = AutoModelForCausalLM.from_pretrained(".")'
     yield 'tokenizer = AutoTokenizer.from_pretrained(".")'
     yield "```"
     yield from _quality(made, plotted)

@@ -16,6 +16,7 @@ from artel.protocol import commandline
 from artel.protocol import options as types
 from artel.protocol.commandline import (
     AsJson,
+    File,
     Folder,
     Http,
     LogJson,
@@ -26,7 +27,6 @@ from artel.protocol.commandline import (
     progress,
     show,
     value,
-    values,
 )
 from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK
 from artel.protocol.paths import expanded
@@ -217,7 +217,7 @@ def _spoken(loaded: LoadedModel, prompt: str, most: int, how: Sampling) -> str:
 
 @app.command(name="eval")
 def evaluate(
-    *texts: Annotated[Path, values(types.path, "FILE")],
+    *texts: File,
     home: Home = DEFAULT_HOME,
     round: Round = None,
     tasks: Annotated[str, value(types.text, "NAMES")] = "",

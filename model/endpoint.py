@@ -19,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,7 @@ class Engine:
         self._thread = ThreadPoolExecutor(1, "model")
         self._waiting = 0
 
-    async def write(self, job: Continuation) -> AsyncIterator[str]:
+    async def write(self, job: Continuation) -> AsyncGenerator[str, None]:
         """The pieces of a text while they come.
 
         :raises Busy: too many others are before this one
@@ -210,6 +210,7 @@ class Engine:
             await done
         finally:
             given_up.set()
+            done.cancel()  # where it has not begun
             self._waiting -= 1
 
     async def follow(self, home: Path) -> None:
@@ -254,8 +255,15 @@ class ModelServer:
     async def listening(self, listener: socket.socket) -> AsyncIterator[None]:
         """Serve on a listening socket for as long as the context lasts."""
         # Texts take longer than pages.
-        request_s = ANSWER_S + TAKE_S
-        gate = Gate(Limits(connections=64, requests=32, answer_s=ANSWER_S, request_s=request_s))
+        limits = Limits(
+            connections=64,
+            requests=32,
+            answer_s=ANSWER_S,
+            request_s=ANSWER_S + TAKE_S,
+            posts=200,
+            posts_per_s=10.0,
+        )
+        gate = Gate(limits)
         async with gate.listening(self._application(gate), listener):
             yield
 
@@ -313,13 +321,17 @@ class ModelServer:
             first_piece = await anext(pieces, "")  # so that who has to wait gets a status
             if asked.stream:
                 return await self._streamed(request, form, about, job, pieces, first_piece)
-            text = first_piece + "".join([piece async for piece in pieces])
+            text = first_piece
+            async for piece in pieces:
+                text += piece
+                if request.transport is None:
+                    break  # nobody waits for it any more
         except Busy as error:
             response = _refused(429, f"{error.message}: {error.hint}")
             response.headers["Retry-After"] = "2"
             return response
         finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await pieces.aclose()
         usage = {"prompt_tokens": job.asked, "completion_tokens": job.written}
         usage["total_tokens"] = job.asked + job.written
         choice = form.whole(text) | {"index": 0, "finish_reason": job.finish, "logprobs": None}
