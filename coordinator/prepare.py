@@ -42,7 +42,7 @@ from artel.protocol.manifest import (
     sign,
 )
 from artel.protocol.net.blobs import BlobStore
-from artel.protocol.run_config import RunConfig
+from artel.protocol.run_config import RunConfig, TextSource
 from artel.protocol.run_file import load_config
 from artel.protocol.state import State, write_state
 from artel.protocol.tokenizer import Ids, Tokenizer
@@ -151,9 +151,9 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
     tokenizer = Tokenizer(tokenizer_file)
     dtype = shards.dtype_for(tokenizer.vocab_size)
     facts: dict[str, SplitFacts] = {}
-    given: dict[str, list[tuple[str, int]]] = {}
+    counts: dict[str, tuple[int, ...]] = {}
     for name, chosen in (("train", train), ("validation", validation)):
-        index, given[name] = _write_shards(
+        index, counts[name] = _write_shards(
             config, tokenizer, chosen, store, dtype, partial(stages, f"tokenising the {name} split")
         )
         facts[name] = index.facts()
@@ -162,7 +162,9 @@ def _prepare(config: RunConfig, config_path: Path, home: Path, stages: Stages) -
         train=facts["train"],
         validation=facts["validation"],
         dtype=dtype,
-        contributed=_contributed(given["train"]),
+        train_by_source=counts["train"],
+        validation_by_source=counts["validation"],
+        contributed=_contributed(config, counts["train"]),
     )
 
     require_enough(config, data.train.tokens, data.validation.tokens)
@@ -192,21 +194,21 @@ def _write_shards(
     store: BlobStore,
     dtype: shards.DType,
     report: Callable[[float], None],
-) -> tuple[shards.ShardIndex, list[tuple[str, int]]]:
+) -> tuple[shards.ShardIndex, tuple[int, ...]]:
     """Tokenise the parts, documents separated by end-of-text, and store them shard by shard.
 
-    :returns: the index, and (contributor, tokens) of each stretch, in the order of the tokens
+    :returns: the index, and the tokens of each source, in whose order they are
     """
     size = config.data.shard_tokens
     pending: list[Ids] = []  # tokens of the next shard, fewer than ``size`` in all
     ids: list[str] = []
-    stretches: list[tuple[str, int]] = []
+    counts = [0] * len(config.data.sources)
     held = tokens = 0
     for batch in encoded(tokenizer, parts, report):
-        for run, contributor in batch:
+        for run, source in batch:
             pending.append(run)
             held += len(run)
-            _extend(stretches, contributor, len(run))
+            counts[source] += len(run)
         if held >= size:
             flat = np.concatenate(pending)
             whole = held // size * size
@@ -218,23 +220,23 @@ def _write_shards(
     index = shards.ShardIndex(
         dtype=dtype, shard_tokens=size, tokens=tokens + held, shards=tuple(ids)
     )
-    return index, stretches
+    return index, tuple(counts)
 
 
-def _extend(stretches: list[tuple[str, int]], contributor: str, tokens: int) -> None:
-    """Add tokens on the right; neighbours with the same contributor are one stretch."""
-    if stretches and stretches[-1][0] == contributor:
-        tokens += stretches.pop()[1]
-    if tokens:
-        stretches.append((contributor, tokens))
+def _contributed(config: RunConfig, counts: Sequence[int]) -> tuple[ContributedTokens, ...]:
+    """What the manifest says of contributors: nothing when nobody is named. Neighbours with the
+    same contributor are one stretch.
 
-
-def _contributed(stretches: Sequence[tuple[str, int]]) -> tuple[ContributedTokens, ...]:
-    """What the manifest says of contributors: nothing when nobody is named.
-
-    There are no more stretches than sources (16), because files stay in the order of their sources.
+    :param counts: tokens of each source
     """
-    if not any(contributor for contributor, _ in stretches):
+    stretches: list[tuple[str, int]] = []
+    for source, tokens in zip(config.data.sources, counts, strict=True):
+        account = source.contributor if isinstance(source, TextSource) else ""
+        if stretches and stretches[-1][0] == account:
+            tokens += stretches.pop()[1]
+        if tokens:
+            stretches.append((account, tokens))
+    if not any(account for account, _ in stretches):
         return ()
     return tuple(ContributedTokens(account=a, tokens=tokens) for a, tokens in stretches)
 

@@ -46,14 +46,14 @@ _STDLIB_SKIP = frozenset({"site-packages", "dist-packages", "__pycache__"})
 class Text:
     """Bytes ``start .. stop`` of a file's content; mostly all of it.
 
-    ``contributor`` is the account that earns with this text; "" for nobody.
+    ``source`` is the number of the source that it is from.
     """
 
     path: Path
     digest: str
     start: int
     stop: int
-    contributor: str = ""
+    source: int = 0
 
     @property
     def size(self) -> int:
@@ -142,7 +142,9 @@ def take_inventory(
     seen: set[str] = set()
     warnings: list[str] = []
     done = documents = 0
-    for source, skipped, (paths, _) in zip(sources, left_out, found, strict=True):
+    for number, (source, skipped, (paths, _)) in enumerate(
+        zip(sources, left_out, found, strict=True)
+    ):
         used = 0  # bytes on the disk
         for path in paths:
             on_file(done / total)
@@ -161,8 +163,7 @@ def take_inventory(
                 skipped.add(SAME_TEXT, size)
             else:
                 seen.add(part.digest)
-                account = source.contributor if isinstance(source, TextSource) else ""
-                parts.append(replace(part, contributor=account))
+                parts.append(replace(part, source=number))
                 used, documents = used + size, documents + count
         warnings += _judge(source, used, skipped)
     everything = Skipped()

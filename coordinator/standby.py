@@ -356,7 +356,8 @@ class Standby:
                     emit(log, "standby.ready", round=self.state.round, size=self.own.store.size)
                 number, root = self.state.round, self.state.states[-1]
                 if number != done and self._stock.wanted(number):
-                    done = number if await self._stock.mirror(root, await self._holders()) else -1
+                    held = await self._stock.mirror(number, root, await self._holders())
+                    done = number if held else -1
             except Unreachable as error:
                 emit(log, "standby.not_complete", logging.DEBUG, reason=error.message)
             await asyncio.sleep(RETRY_S)

@@ -34,7 +34,8 @@ class Stock:
     ) -> None:
         self._host, self._blobs, self._manifest = host, blobs, manifest
         self._run, self._http = run, http
-        self._states: list[str] = []  # agreed states in the local store, oldest first
+        self._states: list[str] = []  # agreed states that make room for newer ones, oldest first
+        self._newest = manifest.initial_state  # in the local store
         config, model = manifest.config, manifest.model
         self._state_bytes = state_bytes(model.parameters, config.exchange.outer)
 
@@ -45,9 +46,11 @@ class Stock:
         """
         blobs, manifest = self._blobs, self._manifest
         blobs.label("state", manifest.initial_state)
-        self._states = [root for root in agreed[1:] if blobs.has(root)]
-        blobs.label("state", *self._states)
-        blobs.pin(*self._states)
+        self._states = []
+        for number, root in enumerate(agreed[1:], 1):
+            if blobs.has(root):
+                blobs.label("state", root)
+                self._hold(number, root)
         blobs.label("data", manifest.tokenizer.id)
         for facts in (manifest.data.train, manifest.data.validation):
             if (path := blobs.path(facts.index)) is not None:
@@ -82,21 +85,26 @@ class Stock:
     def wanted(self, round: int) -> bool:
         """Whether the state before this round is one that is copied here."""
         rounds = self._manifest.config.rounds
-        return bool(rounds.mirror_every) and (
-            round % rounds.mirror_every == 0 or round == rounds.total
-        )
+        every = [number for number in (rounds.mirror_every, rounds.keep_every) if number]
+        return any(round % number == 0 or round == rounds.total for number in every)
 
-    async def mirror(self, root: str, holders: Sequence[str]) -> bool:
-        """Copy one state from nodes that hold it, so that the run outlives its nodes."""
+    def _hold(self, round: int, root: str) -> None:
+        """Keep a state that is here: for good, or until newer ones come."""
+        self._blobs.pin(root)
+        self._newest = root
+        kept = self._manifest.config.rounds.keep_every
+        if round and not (kept and round % kept == 0) and root not in self._states:
+            self._states.append(root)
+
+    async def mirror(self, round: int, root: str, holders: Sequence[str]) -> bool:
+        """Copy the state before a round from nodes that hold it, so that the run outlives them."""
         blobs = self._blobs
         try:
             await self._fetch(root, holders, self._state_bytes, "state")
         except Unreachable as error:
             emit(log, "state.not_mirrored", logging.DEBUG, root=root[:12], reason=error.message)
             return False
-        blobs.pin(root)
-        if root not in self._states and root != self._manifest.initial_state:
-            self._states.append(root)
+        self._hold(round, root)
         while len(self._states) > KEEP_STATES:
             blobs.delete(self._states.pop(0))
         return True
@@ -119,7 +127,7 @@ class Stock:
         await host.publish(dht.run_key(self._run), record)
         holder = dht.HolderRecord(
             addresses=addresses,
-            state=self._states[-1] if self._states else self._manifest.initial_state,
+            state=self._newest,
             shards=dht.shard_bits(range(count), count),
         )
         await host.publish(dht.nodes_key(self._run), holder)

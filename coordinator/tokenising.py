@@ -41,32 +41,32 @@ def trained(config: RunConfig, text: Sequence[sources.Text]) -> bytes:
 
 def encoded(
     tokenizer: Tokenizer, parts: Sequence[sources.Text], report: Callable[[float], None]
-) -> Iterator[list[tuple[Ids, str]]]:
-    """The tokens of the parts, documents separated by end-of-text, and whose they are; some
-    megabytes of text at a time.
+) -> Iterator[list[tuple[Ids, int]]]:
+    """The tokens of the parts, documents separated by end-of-text, and the number of the source
+    that they are from; some megabytes of text at a time.
 
     :param report: called with the fraction that is done
     """
     total, done = max(1, sum(part.size for part in parts)), 0
     end = np.array([tokenizer.end_of_text], np.uint32)
     for batch in _batches(parts):
-        found = list[tuple[Ids, str]]()
+        found = list[tuple[Ids, int]]()
         ids_of = tokenizer.encode([text for text, _, _ in batch])
-        for ids, (_, ends, contributor) in zip(ids_of, batch, strict=True):
-            found += [(run, contributor) for run in ((ids, end) if ends else (ids,))]
+        for ids, (_, ends, source) in zip(ids_of, batch, strict=True):
+            found += [(run, source) for run in ((ids, end) if ends else (ids,))]
         yield found
         done += sum(len(text) for text, _, _ in batch)
         report(min(1.0, done / total))
 
 
-def _batches(parts: Iterable[sources.Text]) -> Iterator[list[tuple[str, bool, str]]]:
+def _batches(parts: Iterable[sources.Text]) -> Iterator[list[tuple[str, bool, int]]]:
     """Pieces of text, about :data:`BATCH_BYTES` at a time: text, whether it ends a document, and
-    whose it is."""
-    batch: list[tuple[str, bool, str]] = []
+    the number of its source."""
+    batch: list[tuple[str, bool, int]] = []
     size = 0
     for part in parts:
         for text, ends in sources.pieces(part):
-            batch.append((text, ends, part.contributor))
+            batch.append((text, ends, part.source))
             size += len(text)
             if size >= BATCH_BYTES:
                 yield batch

@@ -121,7 +121,7 @@ class Upkeep:
             done = core.state.round
             await self._prune()
             wanted = self._stock.wanted(done) or core.blobs.has(core.state.base)
-            copied = not wanted or await self._mirror(core.state.base)
+            copied = not wanted or await self._mirror(done, core.state.base)
             if done == core.rules.total:
                 since_end = core.clock() - core.state.since
                 self._copied = copied or since_end > RELEASE_AFTER_S
@@ -135,14 +135,14 @@ class Upkeep:
         self._core.released = self._copied and self._closing.nodes_may_go
         await self._core.tell()
 
-    async def _mirror(self, root: str, others: Sequence[str] = ()) -> bool:
+    async def _mirror(self, round: int, root: str, others: Sequence[str] = ()) -> bool:
         """Copy one state from nodes that hold it, so that the run outlives its nodes.
 
         :param others: nodes that may hold it too
         """
         holders = holders_of(root, self._core.peers)
         holders += [name for name in others if name not in holders]
-        return await self._stock.mirror(root, holders)
+        return await self._stock.mirror(round, root, holders)
 
     async def _computed(self, number: int, others: Sequence[str]) -> str:
         """The root that an agreed state should have, from what it was made of."""

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from artel import __version__
-from artel.model.release import Release, source_name
+from artel.model.evaluation import source_name
+from artel.model.release import Release
 
 SPEC = "1.6"
 LIBRARIES = ("torch", "transformers", "safetensors", "tokenizers")
@@ -99,7 +100,12 @@ def _data(made: Release, split: str) -> dict[str, Any]:
     """One split of the prepared data."""
     manifest = made.loaded.manifest
     facts = getattr(manifest.data, split)
-    sources = [source_name(source) for source in manifest.config.data.sources]
+    names = [source_name(source) for source in manifest.config.data.sources]
+    counts = getattr(manifest.data, f"{split}_by_source") or ("",) * len(names)
+    sources = [
+        f"{name}: {count} tokens" if count != "" else name
+        for name, count in zip(names, counts, strict=True)
+    ]
     properties = {"tokens": str(facts.tokens), "index": facts.index, "root": facts.root}
     return {
         "type": "data",

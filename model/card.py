@@ -10,7 +10,8 @@ from typing import Any
 
 from artel import __version__
 from artel.model import signing
-from artel.model.release import Release, source_name
+from artel.model.evaluation import source_name
+from artel.model.release import Release
 from artel.protocol.run_config import TextSource
 from artel.protocol.terminal import printable
 
@@ -111,12 +112,16 @@ def _data(made: Release) -> Iterator[str]:
     manifest = made.loaded.manifest
     yield from ("", "## Data", "")
     rows = []
-    for source in manifest.config.data.sources:
+    sources, facts = manifest.config.data.sources, manifest.data
+    none = (None,) * len(sources)
+    train_counts, held_counts = facts.train_by_source or none, facts.validation_by_source or none
+    for source, train, kept in zip(sources, train_counts, held_counts, strict=True):
         account = source.contributor if isinstance(source, TextSource) else ""
         licence = "not stated" if isinstance(source, TextSource) else "PSF-2.0"
         who = f"`{account[:16]}…`" if account else "nobody"
-        rows.append((plain(source_name(source)), licence, who))
-    yield from _table(("source", "licence", "earns with it"), rows)
+        rows.append((plain(source_name(source)), _number(train), _number(kept), licence, who))
+    heads = ("source", "tokens to train on", "held out", "licence", "earns with it")
+    yield from _table(heads, rows)
     yield ""
     yield (
         f"{manifest.data.train.tokens:,} tokens to train on and "
@@ -124,6 +129,10 @@ def _data(made: Release) -> Iterator[str]:
         f"tokenizer of {manifest.tokenizer.vocab_size:,} tokens. Contributions that were accepted "
         f"saw {made.tokens:,} tokens."
     )
+
+
+def _number(count: int | None) -> str:
+    return "not known" if count is None else f"{count:,}"
 
 
 def _recipe(made: Release) -> Iterator[str]:

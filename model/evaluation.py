@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from artel.model.pretrained import LoadedModel
 from artel.protocol import assignment, objective, shards
 from artel.protocol.errors import ResourceError, UsageError
+from artel.protocol.run_config import StdlibSource, TextSource
 from artel.protocol.shards import ShardIndex
 from artel.protocol.tokenizer import END_OF_TEXT
 
@@ -51,8 +54,14 @@ class Evaluation:
         }
 
 
+def source_name(source: StdlibSource | TextSource) -> str:
+    """What a source of text is called."""
+    return "Python's standard library" if isinstance(source, StdlibSource) else source.path
+
+
 def held_out(loaded: LoadedModel, blobs: Path) -> list[Evaluation]:
-    """The windows that the run's nodes evaluate each state on.
+    """The windows that the run's nodes evaluate each state on: all, and then by source, where there
+    are several.
 
     :param blobs: content of the home
     :raises ResourceError: the home lacks a shard of that text
@@ -64,8 +73,18 @@ def held_out(loaded: LoadedModel, blobs: Path) -> list[Evaluation]:
     index = shards.decode_index(_read(blobs, run.data.validation.index), run.data.validation)
     tokens = {n: _shard(blobs, index, n, loaded) for n in assignment.shards_needed(refs)}
     length = run.config.data.seq_len + 1
-    windows = [tokens[ref.shard][ref.offset : ref.offset + length] for ref in refs]
-    return [_evaluated(loaded, WHOLE, windows)]
+    ends = list(accumulate(run.data.validation_by_source))
+    windows = dict[int, list[npt.NDArray[Any]]]()
+    for ref in refs:
+        # A window belongs to the source of its first token.
+        source = bisect_right(ends, ref.shard * index.shard_tokens + ref.offset)
+        window = tokens[ref.shard][ref.offset : ref.offset + length]
+        windows.setdefault(source if ends else 0, []).append(window)
+    names = [source_name(source) for source in run.config.data.sources]
+    found = [_evaluated(loaded, names[source], windows[source]) for source in sorted(windows)]
+    count = sum(one.tokens for one in found)
+    whole = Evaluation(WHOLE, count, sum(one.loss * one.tokens for one in found) / count)
+    return [whole, *(found if len(found) > 1 else ())]
 
 
 def _shard(blobs: Path, index: ShardIndex, number: int, loaded: LoadedModel) -> shards.Tokens:

@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field
 
 from artel.model.evaluation import Evaluation
 from artel.model.pretrained import LoadedModel
-from artel.protocol.run_config import StdlibSource, TextSource
 
 MAX_ROUNDS = 1_000_000
 
@@ -47,8 +46,3 @@ class Release:
     owner: str
     """Key that vouches for the signer, in hex; "" for none."""
     signed: bool
-
-
-def source_name(source: StdlibSource | TextSource) -> str:
-    """What a source of text is called."""
-    return "Python's standard library" if isinstance(source, StdlibSource) else source.path

@@ -55,6 +55,9 @@ class ContributedTokens(Section):
     """Its length."""
 
 
+TokenCounts = Annotated[tuple[Annotated[int, Field(ge=0, le=MAX_EXACT)], ...], Field(max_length=16)]
+
+
 class DataFacts(Section):
     """The prepared data."""
 
@@ -64,6 +67,10 @@ class DataFacts(Section):
     """What is never trained on."""
     dtype: Literal["uint16", "uint32"]
     """Little-endian type of a token."""
+    train_by_source: TokenCounts = ()
+    """Tokens to train on of each of data.sources; the splits are in the order of the sources."""
+    validation_by_source: TokenCounts = ()
+    """Held-out tokens of each source."""
     contributed: Annotated[tuple[ContributedTokens, ...], Field(max_length=17)] = ()
     """Who gave the training split, from its first token on; empty: nobody earns with data."""
 
@@ -106,6 +113,15 @@ class Manifest(Section):
                 raise Conflict(
                     f"{split.tokens} tokens do not fill {split.shards} shards of {size} tokens"
                 )
+        for split, counts in (
+            (self.data.train, self.data.train_by_source),
+            (self.data.validation, self.data.validation_by_source),
+        ):
+            if counts and (len(counts), sum(counts)) != (
+                len(self.config.data.sources),
+                split.tokens,
+            ):
+                raise Conflict("the tokens by source are not those of the split")
         contributed = sum(part.tokens for part in self.data.contributed)
         if contributed not in (0, self.data.train.tokens):
             raise Conflict("the contributed stretches are not the training split")

@@ -123,6 +123,10 @@ def test_contributed_text_is_named_in_the_order_of_its_tokens(tmp_path: Path) ->
     parts = run.manifest.data.contributed
     assert [part.account for part in parts] == [ada, "", bob, ada]
     assert sum(part.tokens for part in parts) == run.manifest.data.train.tokens
+    one, two, three, four, five = run.manifest.data.train_by_source
+    assert [part.tokens for part in parts] == [one, two, three + four, five]
+    held = run.manifest.data.validation_by_source
+    assert (len(held), sum(held)) == (5, run.manifest.data.validation.tokens)
     # Each stretch of tokens is the text of its contributor, and begins and ends with a document.
     _, tokens = read_split(run, tmp_path / "home", "train")
     wanted = [{"one"}, {"two"}, {"three", "four"}, {"five"}]

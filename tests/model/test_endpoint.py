@@ -124,9 +124,9 @@ async def test_the_page_may_run_its_own_script_and_nothing_else(served: Served) 
         page, policy = await answer.text(), answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert not re.search(r"""(src|href)\s*=|on\w+=["']""", page)
+    assert not re.search(r"\s(src|href|on\w+)=", page)
     async with served.client.get(f"{served.url}/v1/models") as answer:
-        assert "script-src" not in answer.headers["Content-Security-Policy"]
+        assert "script-src 'sha256" not in answer.headers["Content-Security-Policy"]
 
 
 REFUSED: list[tuple[Any, int]] = [
@@ -158,7 +158,7 @@ async def test_who_would_wait_too_long_is_told_so_and_who_leaves_makes_room(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(endpoint, "MAX_WAITING", 2)
-    long = {"prompt": "def ", "temperature": 1, "max_tokens": 4096, "seed": 1, "stream": True}
+    long = {"prompt": "def ", "temperature": 0, "max_tokens": 4096, "stream": True}
     async with (
         served.client.post(f"{served.url}/v1/completions", json=long) as first,
         served.client.get(f"{served.url}/v1/models"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
 import os
 import re
@@ -27,6 +30,7 @@ from artel.model.pretrained import LoadedModel
 from artel.protocol import identity, model, tokenizer
 from artel.protocol.errors import CheckFailed, DecodeError, UsageError
 from artel.protocol.manifest import open_manifest
+from artel.protocol.run_config import TextSource
 from artel.protocol.state import read_state, root_with_rest, state_rest
 from model_world import make_home, write_states
 from trainer_world import World, make_world
@@ -70,10 +74,11 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         '{"round": 1, "validation": 4.5, "loss": 4.0}\n{"round": 1, "vali'
     )
     out = folder / "model"
-    command = [sys.executable, "-m", "artel", "model", "export", out, "--home", home, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return Made(world, home, states[-1], out, json.loads(done.stdout))
+    said, heard = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(heard):
+        assert cli.main(["model", "export", str(out), "--home", str(home), "--json"]) == 0
+    assert heard.getvalue() == ""  # no progress bars of the library either
+    return Made(world, home, states[-1], out, json.loads(said.getvalue()))
 
 
 def loaded(made: Made) -> LoadedModel:
@@ -280,6 +285,24 @@ def test_eval_measures_texts_of_ones_own(
     (tmp_path / "b.txt").write_bytes(b"\xff")
     assert cli.main(["model", "eval", *names, "--home", str(made.home)]) == 2
     assert "b.txt is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_the_held_out_text_is_measured_by_source_too(made: Made) -> None:
+    found = loaded(made)
+    sources = (*found.manifest.config.data.sources, TextSource(kind="text", path="books"))
+    config = found.manifest.config.model_copy(
+        update={"data": found.manifest.config.data.model_copy(update={"sources": sources})}
+    )
+    data = found.manifest.data.model_copy(update={"validation_by_source": (75_000, 25_000)})
+    two = found.manifest.model_copy(update={"config": config, "data": data})
+    [before] = evaluation.held_out(found, made.home / "blobs")
+    whole, *parts = evaluation.held_out(
+        dataclasses.replace(found, manifest=two), made.home / "blobs"
+    )
+    assert [one.text for one in parts] == ["Python's standard library", "books"]
+    assert [one.tokens for one in parts] == [48 * 32, 16 * 32]
+    assert whole.loss == pytest.approx(before.loss, rel=1e-6)
+    assert whole.loss == pytest.approx(0.75 * parts[0].loss + 0.25 * parts[1].loss)
 
 
 def test_the_held_out_text_is_needed_for_its_loss(
