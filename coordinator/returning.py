@@ -33,8 +33,9 @@ COMPUTE_S = 300.0
 
 Compute = Callable[[int, Sequence[str]], Awaitable[str]]
 """The root that the state with this number should have; what it takes is got from these too."""
-Copy = Callable[[str, Sequence[str]], Awaitable[bool]]
-"""Gets the state with this root, from its holders or these others; says whether it is here."""
+Copy = Callable[[int, str, Sequence[str]], Awaitable[bool]]
+"""Gets the state with this number and root, from its holders or these others; says whether it is
+here."""
 
 
 class Returning:
@@ -68,7 +69,8 @@ class Returning:
 
     async def _have(self, number: int, charge: Charge) -> bool:
         """Whether the state with this number is here, or can be had."""
-        return await self._copy(self._core.ledger.state.states[number], self._others(charge))
+        root = self._core.ledger.state.states[number]
+        return await self._copy(number, root, self._others(charge))
 
     def _others(self, charge: Charge) -> list[str]:
         known = [charge.node, *(node for node, _ in charge.said.values())]

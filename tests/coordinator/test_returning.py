@@ -103,8 +103,9 @@ async def returned(office: Office, held: set[str], own: str = RIGHT) -> list[str
     """
     asked: list[str] = []
 
-    async def copy(root: str, others: Sequence[str]) -> bool:
+    async def copy(number: int, root: str, others: Sequence[str]) -> bool:
         assert others
+        assert office.core.ledger.state.states[number] == root
         asked.append(root)
         return root in held
 
