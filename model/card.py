@@ -38,6 +38,8 @@ def _front(made: Release) -> Iterator[str]:
     run = made.loaded.manifest.config
     yield "library_name: transformers"
     yield "pipeline_tag: text-generation"
+    if run.run.model_licence:
+        yield f"license: {json.dumps(run.run.model_licence.lower())}"
     yield f"tags: {json.dumps(['artel', run.model.type])}"
     if made.evaluations:
         metrics = [
@@ -117,7 +119,8 @@ def _data(made: Release) -> Iterator[str]:
     train_counts, held_counts = facts.train_by_source or none, facts.validation_by_source or none
     for source, train, kept in zip(sources, train_counts, held_counts, strict=True):
         account = source.contributor if isinstance(source, TextSource) else ""
-        licence = "not stated" if isinstance(source, TextSource) else "PSF-2.0"
+        said = manifest.config.run.data_licence or "not stated"
+        licence = plain(said) if isinstance(source, TextSource) else "PSF-2.0"
         who = f"`{account[:16]}…`" if account else "nobody"
         rows.append((plain(source_name(source)), _number(train), _number(kept), licence, who))
     heads = ("source", "tokens to train on", "held out", "licence", "earns with it")

@@ -13,7 +13,6 @@ from artel.node.taking_part import CORES, NodeOptions, take_part
 from artel.protocol import commandline
 from artel.protocol import options as types
 from artel.protocol.commandline import AsJson, Folder, Verbose, fields, show, value
-from artel.protocol.errors import EXIT_OK
 from artel.protocol.invite import PREFIX
 from artel.protocol.paths import expanded
 
