@@ -233,7 +233,7 @@ and its error feedback remember, so that its work can be repeated from public da
     """The coordinator keeps a copy of every n-th agreed state and of the last; 0 means none."""
     keep_every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Of those copies the two newest stay; every n-th agreed state is copied too, and stays for \
-good, for `artel model export --round`; 0 means none."""
+good, for `artel model export`; 0 means none."""
 
     @model_validator(mode="after")
     def _ramp_needs_spans(self) -> RoundsSection:

@@ -219,7 +219,7 @@ def test_the_run_id_does_not_change_between_versions() -> None:
     """Golden: a change here means that older manifests can no longer be read (or that a default is
     another one, which manifests write out)."""
     assert run_id(manifest().encode()) == (
-        "ace0d9218df4313e904327a26bb19de6ac447b685d8caa02e4faebc2fe961e54"
+        "66ab37eb710dedf33fa01e2e980403d05875dd9671eb333ed8eadf6b3b6e7414"
     )
 
 
