@@ -50,7 +50,7 @@ ONLY_PARSED = {
     r"artel (runs( .*)?|join .+)": "a network of peers: test_swarm_public.py runs them",
     r"artel node start( .*)?": "a daemon: test_swarm.py runs it",
     r"artel node status\b.*": "a run under way: test_swarm.py",
-    r"artel model ((chat|eval|generate|serve)\b.*|\w+ .+)": "needs a state: test_exporting.py, test_endpoint.py",
+    r"artel model ((chat|eval|generate|serve)\b.*|\w+ .+)": "needs a state: test_exporting.py",
     r"artel coordinator (start|status)\b.*": "a daemon: test_coordinator_commands.py runs it",
     r"artel coordinator (standby|handover)\b.*": "daemons: test_swarm_handover.py runs it",
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",
