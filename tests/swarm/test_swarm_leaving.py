@@ -56,9 +56,9 @@ async def test_a_node_that_leaves_has_another_coordinator_lead_before(tmp_path: 
                 await asyncio.sleep(0.05)
         swarm.interrupt_node(chosen)
         assert await swarm.left(chosen, 120) == 0
-        # The node's own copy may be a moment behind when it goes.
-        _, state = ledger_of(homes[chosen] / "coordinator")
-        assert state.term.leader == load(first / NODE_KEY).key, "it has seen the next one lead"
+        # One of the two copies in the node's home may be a moment behind when it goes.
+        seen = {state_of(home).term.leader for home in (homes[chosen], homes[chosen] / "coordinator")}
+        assert load(first / NODE_KEY).key in seen, "it has seen the next one lead"
         log = (homes[chosen] / "coordinator.log").read_text()
         assert "the owner asked for it" in log
         before = ledger_of(first)[1].round
