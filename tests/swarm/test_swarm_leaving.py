@@ -57,7 +57,9 @@ async def test_a_node_that_leaves_has_another_coordinator_lead_before(tmp_path: 
         swarm.interrupt_node(chosen)
         assert await swarm.left(chosen, 120) == 0
         # One of the two copies in the node's home may be a moment behind when it goes.
-        seen = {state_of(home).term.leader for home in (homes[chosen], homes[chosen] / "coordinator")}
+        seen = {
+            state_of(home).term.leader for home in (homes[chosen], homes[chosen] / "coordinator")
+        }
         assert load(first / NODE_KEY).key in seen, "it has seen the next one lead"
         log = (homes[chosen] / "coordinator.log").read_text()
         assert "the owner asked for it" in log
