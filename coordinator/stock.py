@@ -79,12 +79,10 @@ class Stock:
             wanted = delivery.Wanted(blob, holders, size, kind)
             await delivery.fetch(self._host, self._blobs, wanted)
 
-    def wanted(self, round: int) -> bool:
-        """Whether the state before this round is one that is copied here."""
-        rounds = self._manifest.config.rounds
-        return bool(rounds.mirror_every) and (
-            round % rounds.mirror_every == 0 or round == rounds.total
-        )
+    def wanted(self, round: int, total: int) -> bool:
+        """Whether the state before this round, of a run of so many, is one that is copied here."""
+        every = self._manifest.config.rounds.mirror_every
+        return bool(every) and (round % every == 0 or round == total)
 
     async def mirror(self, root: str, holders: Sequence[str]) -> bool:
         """Copy one state from nodes that hold it, so that the run outlives its nodes."""
