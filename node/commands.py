@@ -6,12 +6,22 @@ import asyncio
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
-
-from artel.node.taking_part import CORES, NodeOptions, take_part
+from artel.node.owner_commands import (
+    DEFAULT_HOME,
+    NodeHome,
+    change,
+    doctor,
+    finish,
+    install_service,
+    leave,
+    logs,
+    pause,
+    resume,
+)
+from artel.node.settings import CORES
+from artel.node.taking_part import NodeOptions, take_part
 from artel.protocol import commandline
 from artel.protocol import options as types
 from artel.protocol.commandline import AsJson, Folder, Verbose, fields, show, value
@@ -23,7 +33,6 @@ MAX_SAMPLE_TOKENS = 100_000
 MAX_TEMPERATURE = 10
 MAX_SEED = 2**63 - 1
 """The largest that torch takes."""
-DEFAULT_HOME = Path("~/.artel/node")
 ONE_WAY = "by nobody: it opens all connections itself, and the coordinator passes its work on"
 ALONE = "it does not answer, this node keeps trying"
 
@@ -40,7 +49,14 @@ app = commandline.group(
     },
 )
 
-NodeHome = Annotated[Folder, Parameter(help="the node's folder")]
+app.command(pause)
+app.command(resume)
+app.command(finish)
+app.command(leave)
+app.command(change, name="set")
+app.command(logs)
+app.command(doctor)
+app.command(install_service)
 
 
 # --- start ---------------------------------------------------------------------------------------
@@ -54,7 +70,8 @@ def start(
 
     The invite is the line that the organiser published. Press Ctrl-C once to finish the round under
     way and leave with its credit, twice to leave at once; SIGTERM and a terminal that closes do the
-    same. Start again with the same command: the node goes on where it was.
+    same. Start again with the same command: the node goes on where it was, with the limits that
+    were said last; artel node set changes them while it runs.
 
     example: artel node start --join artel1.eyJwZWVycyI6…
 
@@ -92,7 +109,8 @@ def _status(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", f"{now['name']} ({now['run'][:12]}…)"
     yield "node", now["node"]
     yield "account", f"{now['account'][:16]}…"
-    yield "doing", f"{now['phase']}{step} ({now['reason']})"
+    yield "doing", f"{now['phase']}{step} ({now['resting'] or now['reason']})"
+    yield "limits", now["limits"]
     yield "round", f"{now['state_round']} of {now['rounds_total']} agreed"
     yield "loss", loss
     yield "speed", f"{now['tokens_per_second']:,.0f} tokens/s"
