@@ -211,7 +211,7 @@ async def test_final_is_what_is_certified_when_a_certified_head_covers_its_recor
     assert (checkpoint.size, len(times)) == (70, 3)
     assert "final up to entry 61" in await ledger.get("/shares")
     for index, wait in ((61, False), (62, True)):
-        pill = next(read(await ledger.get(f"/entry/{index}")).all("span"))
+        pill = next(read(await ledger.get(f"/entry/{index}")).section("main").all("span"))
         assert (pill.attributes["class"] == "pill wait") == wait
     # The proof is under the certified head where there is one.
     assert TlogProof.parse(await ledger.get("/ledger/proof/69")).checkpoint == signed
