@@ -24,6 +24,8 @@ def test_no_room_imports_upwards_and_nothing_goes_in_circles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
+    # It would switch off the loggers that other tests of this process listen to.
+    monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
     outcome = lint_imports(config_filename="imports.toml", no_cache=True)
     assert outcome == EXIT_STATUS_SUCCESS, capsys.readouterr().out
 
