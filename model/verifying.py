@@ -86,7 +86,11 @@ def _weights(folder: Path, manifest: Manifest) -> Any:
         raise CheckFailed(f"the weights take {size:,} bytes, more than the run's model can")
     try:
         module = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype="float32"
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,  # nor asked for: the folder is a stranger's
+            dtype="float32",
         )
     except Exception as error:  # the library has no common base class
         raise CheckFailed(f"transformers cannot load {folder}: {model.last_line(error)}") from None
