@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 from artel.ledger.sync.audit import audit_log
 from artel.ledger.sync.source import FolderSource
 from artel.model import exporting, signing
-from artel.protocol import dsse, model
+from artel.protocol import content, dsse, model
 from artel.protocol.errors import CheckFailed, ResourceError, UsageError
 from artel.protocol.manifest import Manifest, read_manifest
 from artel.protocol.state import HEADER_BYTES, decode_header, root_with_rest
 from artel.protocol.telling import Tell, silent
+from artel.protocol.tokenizer import MAX_TOKENIZER_BYTES
 
+MAX_CONFIG_BYTES = 1 << 20
+WRITTEN_LATER = ("architectures", "bos_token_id", "dtype", "eos_token_id", "use_cache")
+"""Keys of a model's config.json that say nothing of what it computes from a whole text."""
 MAX_REST_BYTES = 4 << 20
 """A page, less than a chunk, and the hashes of the largest momentum."""
 
@@ -56,6 +61,9 @@ def verify(folder: Path, run: str = "", progress: Tell = silent) -> Verified:
         FolderSource(folder / exporting.LEDGER), (), found, full=True, progress=progress
     )
     assert audited is not None  # of a run, and all of it
+    tokens = _read(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
+    if content.content_id(tokens) != manifest.tokenizer.id:
+        raise CheckFailed("tokenizer.json is not the tokenizer of the run")
     rest = _read(folder / exporting.REST, MAX_REST_BYTES)
     number = decode_header(rest[:HEADER_BYTES]).round
     states = audited.state.states
@@ -75,8 +83,27 @@ def verify(folder: Path, run: str = "", progress: Tell = silent) -> Verified:
     )
 
 
+def _require_model(folder: Path, manifest: Manifest) -> None:
+    """:raises CheckFailed: config.json describes another model than the manifest: with the same
+    weights it computes something else"""
+    ours = model.transformers_config(manifest.config.model, manifest.tokenizer.vocab_size)
+    try:
+        theirs = json.loads(_read(folder / "config.json", MAX_CONFIG_BYTES))
+        known = json.loads(ours.to_json_string())
+        for one in (theirs, known):
+            for name in WRITTEN_LATER:
+                one.pop(name, None)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise CheckFailed("config.json is not the description of a model") from None
+    if wrong := sorted(
+        name for name in theirs.keys() | known.keys() if theirs.get(name) != known.get(name)
+    ):
+        raise CheckFailed(f"config.json is not of the run's model: {', '.join(wrong)[:200]}")
+
+
 def _weights(folder: Path, manifest: Manifest) -> Any:
     """The parameters as transformers reads them, (N,)."""
+    _require_model(folder, manifest)
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 

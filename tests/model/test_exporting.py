@@ -215,6 +215,23 @@ def test_changed_weights_are_found_without_any_signature(
     assert "not those of the state that was agreed on" in capsys.readouterr().err
 
 
+def test_another_model_or_tokenizer_around_the_same_weights_is_found_without_any_signature(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = copied(made, tmp_path)
+    (out / signing.SIGNATURE).unlink()
+    for name, change in (
+        ("config.json", lambda facts: facts | {"tie_word_embeddings": "odd"}),
+        ("tokenizer.json", lambda facts: facts | {"normalizer": None, "added": 1}),
+    ):
+        before = (out / name).read_bytes()
+        (out / name).write_text(json.dumps(change(json.loads(before))))
+        assert verified(out) == 1
+        assert f"{name} is not" in capsys.readouterr().err
+        (out / name).write_bytes(before)
+    assert verified(out) == 0
+
+
 @pytest.mark.parametrize(
     "name", ["signer.json", "signer.pub", "state.rest", "manifest.json", "model.sig", "config.json"]
 )
