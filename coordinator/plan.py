@@ -179,12 +179,13 @@ def training(size: int, options: PlanOptions) -> tuple[RunConfig, dict[str, Any]
     hours = rounds * times.whole / 3600
     machine_hours = hours * options.nodes
     kwh = machine_hours * machine.watts / 1000
-    held = {
-        method: round(needs.method_bytes(method, size, shape, batch * context))
-        for method in needs.METHODS
-    }
+    fits = needs.method_bytes("artel", size, shape, batch * context) <= machine.memory
+    piece = batch if fits or options.batch else 1  # the least there is, where nothing fits
+    seen = piece * context
+    held = {name: round(needs.method_bytes(name, size, shape, seen)) for name in needs.METHODS}
+    pieces = {"optimizer": config.optimizer.model_copy(update={"batch_size": piece})}
     vectors = size * offer.copies(exchange)
-    node = needs.trainer_bytes(config, vectors, shape.layers, shape.width)
+    node = needs.trainer_bytes(config.model_copy(update=pieces), vectors, shape.layers, shape.width)
     flops = needs.training_flops(active) * tokens
     facts = {
         "parameters": size,
@@ -192,13 +193,14 @@ def training(size: int, options: PlanOptions) -> tuple[RunConfig, dict[str, Any]
         "shape": asdict(shape) | {"parameters": shape.parameters, "active": shape.active},
         "context": context,
         "batch": batch,
+        "batch_at_once": piece,
         "tokens": tokens,
         "flops": flops,
         "petaflop_days": flops / 1e15 / 86_400,
         "nodes": options.nodes,
         "machine": asdict(machine) | {"gpu": options.gpu, "gpus": options.gpus},
         "memory_bytes": held | {"process": node},
-        "fits": held["artel"] <= machine.memory,
+        "fits": fits,
         "codec": exchange.codec,
         "inner_steps": steps,
         "overlap_steps": exchange.overlap_steps,
@@ -385,6 +387,7 @@ def _trainings(facts: dict[str, Any]) -> Iterator[str | Table]:
     spare = f", {overlap} of them during the exchange" if overlap else ""
     kind = f", {shape['experts']} experts" if shape["experts"] > 1 else ""
     money = f", {facts['cost']:,.2f} in money" if facts["cost"] else ""
+    at_once = plural(facts["batch_at_once"], "sequence")
     yield f"training {_model(facts)}, on {plural(facts['nodes'], 'machine')}"
     yield ""
     yield fields(
@@ -395,7 +398,7 @@ def _trainings(facts: dict[str, Any]) -> Iterator[str | Table]:
              f"({facts['petaflop_days']:,.4g} petaflop/s-days)"),
             ("step", f"{facts['batch']} x {facts['context']:,} tokens on each machine"),
             ("memory", f"{readable(held['artel'])} on the accelerator, "
-             f"{readable(held['process'])} with the host's"),
+             f"{readable(held['process'])} with the host's, for {at_once} at once"),
             ("round", f"{facts['inner_steps']} inner steps{spare}; {_short(facts['train_s'])} s of "
              f"training in {_short(facts['round_s'])} s"),
             ("exchange", f"{facts['codec']}, {facts['topology']}: {readable(facts['up_bytes'])} "
@@ -409,7 +412,7 @@ def _trainings(facts: dict[str, Any]) -> Iterator[str | Table]:
         ]
     )  # fmt: skip
     yield ""
-    yield "memory of other ways to train it, activations recomputed:"
+    yield f"memory of other ways to train it, activations recomputed, {at_once} at once:"
     yield Table(
         [[name, readable(held[name])] for name in needs.METHODS if name != "artel"], right=(1,)
     )

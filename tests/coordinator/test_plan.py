@@ -97,6 +97,16 @@ def test_text_for_the_run_file(tmp_path: Path) -> None:
     assert [source.kind for source in load_config(folder / "RUN.toml").data.sources] == ["text"]
 
 
+def test_what_does_not_fit_is_said_for_one_sequence_at_once() -> None:
+    """A step as large as the loss wants is thousands of gigabytes of what lies between layers."""
+    large = training(7 * BILLION, PlanOptions(nodes=4))[1]
+    assert (large["fits"], large["batch"], large["batch_at_once"]) == (False, 256, 1)
+    assert 16 <= large["memory_bytes"]["mixed"] / (7 * BILLION) < 18
+    small = training(100 * MILLION, PlanOptions())[1]
+    assert small["fits"]
+    assert small["batch_at_once"] == small["batch"] > 1
+
+
 def test_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["175B", "--tokens", "300B", "--nodes", "128", "--gpu", "a100", "--gpus", "8"]) == 0
     text = capsys.readouterr().out
