@@ -76,8 +76,15 @@ def founded(home: Path) -> bool:
         return read(store).state.rests_on == "members"
 
 
+def judged(folder: Path) -> bool:
+    """Whether no fresh key has credit that still waits for somebody to repeat its work."""
+    decoded, fold = ledger_of(folder / "coordinator")
+    fresh = [each for each in guests(folder, decoded, fold) if each.name.startswith("voter")]
+    return all(guest.owner.barred or not guest.owner.pending for guest in fresh)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(3 * LONG_S)
+@pytest.mark.timeout(4 * LONG_S)
 async def test_strangers_of_every_kind_are_unpaid_and_told_why_and_honest_nodes_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +108,7 @@ async def test_strangers_of_every_kind_are_unpaid_and_told_why_and_honest_nodes_
         )
         late = round_at_least(came["round"] + ROUNDS)
         await swarm.wait_for(late, "rounds with all of them", LONG_S)
+        await swarm.wait_for(lambda _: judged(tmp_path), "their work was repeated", LONG_S)
         decoded, fold = ledger_of(coordinator)
         pages = {}
         for guest in guests(tmp_path, decoded, fold):
