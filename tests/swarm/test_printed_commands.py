@@ -67,6 +67,7 @@ ONLY_PARSED = {
 BEFORE = {
     r"artel run check (my-run/RUN.toml|FILE)": ["artel run new my-run"],
     r"artel ledger verify entry-17.*": ["artel ledger prove 17"],
+    r"artel ledger .* (--from )?my-copy": ["artel ledger mirror my-copy --from http://HOST:8080"],
     r"artel ledger rule .*": ["artel ledger dispute 412 --reason copied"],
     r"artel ledger alias --forget": ["artel ledger alias Ada"],
 }
@@ -220,7 +221,7 @@ def of_documents() -> Iterator[tuple[str, str]]:
     for path in DOCUMENTS:
         text = path.read_text()
         name = path.relative_to(ROOT).as_posix()
-        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S):
+        for block in re.findall(r"^```.*?\n(.*?)^```", text, re.M | re.S):
             yield from ((line, name) for line in command_lines(block, columns=False))
         outside = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
         for code in re.findall(r"`([^`]+)`", outside):
