@@ -31,6 +31,7 @@ import numpy as np
 from artel.node import daemon, sealing, watch
 from artel.node import join as joining
 from artel.node.daemon import Daemon
+from artel.node.settings import OwnerSettings
 from artel.node.trainer import exchange, orders
 from artel.node.trainer.agreed import Agreed
 from artel.node.trainer.merging import Merging
@@ -64,7 +65,7 @@ UNPACKED = "ARTEL_BENCHMARK_P2PD"
 """Environment variable: path of a network daemon to start members' with, whose code they share in
 memory; hivemind's file is packed, and each process unpacks a copy of its own."""
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
-QUOTA = 1 << 32
+QUOTA_MB = 1 << 12
 making: contextvars.ContextVar[tuple[Shared, int]] = contextvars.ContextVar("making")
 """The member that is being made in this task, for its stand-in."""
 
@@ -275,11 +276,9 @@ async def member(folder: Path, invite: Invite, number: int, shared: Shared, gate
         identity=node,
         account=account,
         device="cpu",
-        threads=1,
         listen=LISTEN,
         announce=(),
-        quota_bytes=QUOTA,
-        uplink=None,
+        settings=OwnerSettings(threads=1, quota=QUOTA_MB),
         check=False,
     )
     making.set((shared, number))

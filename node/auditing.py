@@ -30,6 +30,7 @@ from artel.node import holders
 from artel.node.child import TrainerDied
 from artel.node.corpus import Corpus
 from artel.node.progress import Progress
+from artel.node.rest import Rest
 from artel.node.session import Session
 from artel.node.trainer.channel import TrainerError
 from artel.node.trainer.orders import BeginReplay, Compared, DropReplay, GoOn, Replayed, SpanRound
@@ -41,6 +42,7 @@ from artel.protocol.exchange import codec, pseudogradient
 from artel.protocol.identity import public_of, short_peer
 from artel.protocol.net import delivery, wire
 from artel.protocol.net.delivery import Wanted
+from artel.protocol.tasks import unless
 from artel.protocol.terms import ToleranceSection
 from artel.protocol.tolerances import verdict_of
 
@@ -96,6 +98,8 @@ class Auditing:
         self._grown = session.replica.growth()
         self._made: dict[str, _Found] = {}  # by contribution
         self._told = set[str]()
+        self.rest = Rest()
+        """While the owner wants one, nothing is repeated."""
 
     async def run(self) -> None:
         """Repeat what is to be repeated until cancelled."""
@@ -109,6 +113,7 @@ class Auditing:
             try:
                 self._tell_owner()
                 await self._show()
+                await self.rest.over()
                 await self._repeat()
             except SplitViewProven:
                 raise
@@ -253,8 +258,9 @@ class Auditing:
             order = BeginReplay(audit.node, rounds, self._rows_file)
             await session.trainer.do(order)
             while True:
-                done = await session.trainer.do(GoOn(self._portion()))
-                if not done.left:
+                await self.rest.over()
+                done = await unless(self.rest.begun, session.trainer.do(GoOn(self._portion())))
+                if done is not None and not done.left:
                     return done
                 owed = session.replica.state.owed_by(session.identity.peer_id)
                 if owed is None or owed[0] != source:

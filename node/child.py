@@ -16,6 +16,7 @@ from artel.node.trainer import channel, orders
 from artel.node.trainer.channel import Message, TrainerError
 from artel.node.trainer.launch import launch
 from artel.node.trainer.orders import Answer, Command, Steps
+from artel.node.trainer.throttle import Allowance
 from artel.protocol import tether
 from artel.protocol.cgroup import Groups
 from artel.protocol.errors import ArtelError, DecodeError
@@ -120,6 +121,10 @@ class Child:
             del self._calls[number]
             if not answer.done():  # the caller was cancelled: the child must not go on with it
                 self._send({"command": "cancel", "target": number})
+
+    def limit(self, share: Allowance) -> None:
+        """Say what the child may take from now on."""
+        self._send({"command": "limit", "share": vars(share)})
 
     async def end(self) -> None:
         """Ask the process to end, then kill it."""

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
-from cyclopts import Parameter
-
-from artel.node.taking_part import CORES, NodeOptions, take_part
+from artel.node.owner_commands import (
+    DEFAULT_HOME,
+    NodeHome,
+    change,
+    doctor,
+    finish,
+    install_service,
+    leave,
+    logs,
+    pause,
+    resume,
+)
+from artel.node.settings import CORES
+from artel.node.taking_part import NodeOptions, take_part
 from artel.protocol import commandline
 from artel.protocol import options as types
 from artel.protocol.commandline import AsJson, Folder, Verbose, fields, show, value
 from artel.protocol.invite import PREFIX
 from artel.protocol.paths import expanded
-
-DEFAULT_HOME = Path("~/.artel/node")
 
 app = commandline.group(
     "node",
@@ -31,7 +39,14 @@ app = commandline.group(
     },
 )
 
-NodeHome = Annotated[Folder, Parameter(help="the node's folder")]
+app.command(pause)
+app.command(resume)
+app.command(finish)
+app.command(leave)
+app.command(change, name="set")
+app.command(logs)
+app.command(doctor)
+app.command(install_service)
 
 
 # --- start ---------------------------------------------------------------------------------------
@@ -45,7 +60,8 @@ def start(
 
     The invite is the line that the organiser published. Press Ctrl-C once to finish the round under
     way and leave with its credit, twice to leave at once; SIGTERM and a terminal that closes do the
-    same. Start again with the same command: the node goes on where it was.
+    same. Start again with the same command: the node goes on where it was, with the limits that
+    were said last; artel node set changes them while it runs.
 
     example: artel node start --join artel1.eyJwZWVycyI6…
 

@@ -91,12 +91,13 @@ class Daemon:
         )
         self.cosigner = Cosigning(session, self.watch)
         self.auditing = Auditing(session, corpus, self.worker.progress, max_blob, say)
+        self.auditing.rest = self.worker.rest
         self.judging = Judging(session, self.worker, self._neighbours)
         self._instance = secrets.token_hex(16)
         self._heard_at = time.monotonic()
         self._heard = asyncio.Event()  # a directive came that the reconciler has not looked at
         self._holds_more = asyncio.Event()  # others could fetch something new from us
-        self._end = asyncio.Event()
+        self._end, self.worker.rest.news = asyncio.Event(), (self._news, self._heard)
         self._handing_over: asyncio.Future[None] | None = None
         self.leaving = False
         self.reachable = True
@@ -235,7 +236,7 @@ class Daemon:
             state_round=self.states.round,
             state_root=self.states.root,
             phase=progress.phase,
-            leaving=self.leaving,
+            leaving=self.leaving or bool(self.worker.rest.why),
             round=progress.round,
             step=progress.step,
             steps=progress.steps,
@@ -367,14 +368,11 @@ class Daemon:
         if directive is None or not self._in_round():
             return 0.0
         left = max(0.0, directive.remaining - (time.monotonic() - self._heard_at))
-        after = {
-            "train": rounds.grace_s + rounds.reveal_s + rounds.settle_s,
-            "reveal": rounds.settle_s,
-            "apply": 0.0,
-        }
+        applying, revealing = rounds.settle_s, rounds.reveal_s + rounds.settle_s
+        after = {"train": rounds.grace_s + revealing, "reveal": applying, "apply": 0.0}
         if directive.task in after:
             return left + after[directive.task]
-        return rounds.deadline_s + rounds.reveal_s + rounds.settle_s  # it waits for others
+        return rounds.deadline_s + revealing  # it waits for others
 
     async def _revive_trainer(self, death: TrainerDied, directive: messages.Directive) -> bool:
         """Start the trainer again; first hand the round back if there is no time to train anew."""

@@ -38,6 +38,7 @@ from artel.node.elected import Elected
 from artel.node.link import JOIN_PATIENCE_S, Link, with_neighbours
 from artel.node.sealing import Sealing
 from artel.node.session import Session, remembered
+from artel.node.settings import OwnerSettings
 from artel.node.supervisor import Trainer
 from artel.node.sync import States, delta_bytes
 from artel.node.trainer.channel import TrainerError
@@ -89,12 +90,9 @@ class Options:
     identity: Identity
     account: Identity
     device: str
-    threads: int
     listen: tuple[str, ...]
     announce: tuple[str, ...]
-    quota_bytes: int
-    uplink: int | None
-    """Bytes per second that may be sent at most; None: as many as the line takes."""
+    settings: OwnerSettings
     check: bool
     """Whether to refuse to start on a machine that cannot keep up."""
     patience: float = JOIN_PATIENCE_S
@@ -114,7 +112,7 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
     """
     home = options.home
     options = replace(options, invite=with_neighbours(home, options.invite))
-    trainer = Trainer(home / "trainer.log", options.threads)
+    trainer = Trainer(home / "trainer.log", options.settings.cores)
     stack.push_async_callback(trainer.close)
     with suppress(TrainerDied):  # it is started again, and says why it died, when it is needed
         await trainer.restart()
@@ -127,7 +125,8 @@ async def join(options: Options, stack: AsyncExitStack, say: Callable[[str], Non
         announce=options.announce,
         bootstrap=options.invite.peers,
         keys=dht.keys_of(options.invite.run),
-        uplink=options.uplink,
+        uplink=options.settings.up,
+        downlink=options.settings.down,
     )
     stack.push_async_callback(host.close)
     # A coordinator that was started together with us asks before it answers anything.
@@ -165,7 +164,7 @@ async def _join(
     patience = None if manifest_file.exists() else options.patience
     manifest, envelope = await link.insist(link.fetch_manifest, patience, say)
     link.trust(manifest, replica)
-    preflight.require_quota(manifest, options.quota_bytes)
+    preflight.require_quota(manifest, options.settings.quota_bytes)
     files.write(manifest_file, envelope)
     replica.own = (options.identity.key, options.account.key)
     sealing = Sealing(
@@ -206,10 +205,10 @@ async def _enter(
     insist = partial(link.insist, patience=patience, say=say)
     await _refuse_convicted(replica, heads, sealing)
     found = preflight.Findings(say, strict=options.check)
-    found.add(preflight.disk(manifest, home, options.quota_bytes))
+    found.add(preflight.disk(manifest, home, options.settings.quota_bytes))
     found.conclude(Unfit)
     # Of a run that has not welcomed this node; nobody but who made it says how long its ledger is.
-    replica.most = preflight.most_of_a_ledger(home, options.quota_bytes)
+    replica.most = preflight.most_of_a_ledger(home, options.settings.quota_bytes)
     try:
         await insist(link.catch_up)
     except TooMuch:
@@ -217,7 +216,7 @@ async def _enter(
     await _refuse_convicted(replica, heads, sealing)
     await asyncio.to_thread(watch.refuse_older, replica, heads)
     name = witness_name(options.identity.peer_id)
-    blobs = BlobStore(home / "blobs", options.quota_bytes)
+    blobs = BlobStore(home / "blobs", options.settings.quota_bytes)
     shutil.rmtree(home / "fingerprints", ignore_errors=True)  # nothing goes on with those
     session = Session(
         home,
@@ -246,7 +245,7 @@ async def _enter(
     say(f'run "{manifest.config.run.name}": {manifest.config.run.description or "no description"}')
     await _require_open(session, options.invite, say)
     weighed = await trainer.insist(lambda: _weighed(trainer, session.manifest_file), died)
-    found.add(preflight.memory(manifest, weighed))
+    found.add(preflight.memory(manifest, weighed, options.settings.memory_bytes))
     found.conclude(Unfit)
     if session.account_name not in replica.state.accounts:
         for line in PRIVACY:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artel.node.finding import listing_of
-from artel.node.taking_part import CORES, NodeOptions, take_part
+from artel.node.taking_part import NodeOptions, take_part
 from artel.protocol import commandline
 from artel.protocol.commandline import Folder, fields
 from artel.protocol.errors import EXIT_OK, UsageError
@@ -98,7 +98,7 @@ def _sheet(
 ) -> Iterator[str]:
     """What a person is told before they say yes."""
     config = manifest.config
-    facts = offer(manifest, members, pace_of(manifest, node.device, node.threads or CORES))
+    facts = offer(manifest, members, pace_of(manifest, node.device, node.limits.cores))
     yield f"{config.run.name}: {config.run.description or 'no description'}"
     rows = [
         ("run id", run),

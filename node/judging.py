@@ -69,6 +69,7 @@ class Judging:
                 async with asyncio.timeout(RETRY_S if self._tries else None):
                     await self._grown.wait()
             self._grown.clear()
+            await self._worker.rest.over()
             await self.look()
 
     async def look(self) -> None:

@@ -99,7 +99,8 @@ def words(now: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", f"{now['name']} ({now['run'][:12]}…)"
     yield "node", now["node"]
     yield "account", f"{now['account'][:16]}…"
-    yield "doing", f"{now['phase']}{step} ({now['reason']})"
+    yield "doing", f"{now['phase']}{step} ({now['resting'] or now['reason']})"
+    yield "limits", now["limits"]
     yield "round", f"{now['state_round']} of {now['rounds_total']} agreed"
     yield "loss", loss
     yield "speed", f"{now['tokens_per_second']:,.0f} tokens/s"

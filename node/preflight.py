@@ -26,6 +26,7 @@ from artel.protocol.state import Layout, state_bytes
 from artel.protocol.units import readable
 
 PROBE_BYTES = 512 * 1024
+MARKS = {"ok": "✓", "warning": "!", "problem": "✗"}
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class Findings:
     def add(self, *findings: Finding) -> None:
         """Note and show what was found."""
         for finding in findings:
-            mark = {"ok": "✓", "warning": "!", "problem": "✗"}[finding.level]
-            self._say(f"{mark} {finding.name:<8} {finding.text}")
+            self._say(f"{MARKS[finding.level]} {finding.name:<8} {finding.text}")
             self._problems += [finding.name] * (finding.level == "problem")
 
     def conclude(self, kind: type[ResourceError], otherwise: str = "") -> None:
@@ -76,10 +76,11 @@ def _level(needed: float, allowed: float, well_below: float) -> str:
     return "ok" if needed < well_below * allowed else "warning"
 
 
-def memory(manifest: Manifest, weighed: Weighed) -> Finding:
+def memory(manifest: Manifest, weighed: Weighed, most: int | None = None) -> Finding:
     """Free memory, of the machine or of its container, against what a run takes.
 
     :param weighed: what this machine has counted itself; a model has two copies of its buffers
+    :param most: what the owner lets the trainer take
     """
     need = memory_bytes(manifest, weighed.parameters, weighed.buffers)
     now = Groups().memory()
@@ -89,6 +90,8 @@ def memory(manifest: Manifest, weighed: Weighed) -> Finding:
         text += (
             f"; this program may use {readable(now.limit)} (the limit of its container or service)"
         )
+    if most is not None and most < free:
+        free, text = most, f"{text}; its owner gives {readable(most)}"
     return Finding("memory", _level(need, free, 1 / 1.2), text)
 
 

@@ -14,6 +14,7 @@ import psutil
 
 from artel.node.child import Child, TrainerDied
 from artel.node.trainer.orders import Answer, Command, Steps
+from artel.node.trainer.throttle import Allowance
 from artel.protocol.errors import ArtelError, ResourceError
 
 Result = TypeVar("Result")
@@ -31,7 +32,7 @@ class Trainer:
 
     def __init__(self, log_file: Path | None, threads: int) -> None:
         self._log_file = log_file
-        self._threads = threads
+        self._share = Allowance(threads)
         self.child: Child | None = None
 
     async def restart(self) -> None:
@@ -44,7 +45,15 @@ class Trainer:
         :raises ResourceError: it cannot be started
         """
         await self.close()
-        self.child = await Child.start(self._log_file, self._threads)
+        self.child = await Child.start(self._log_file, self._share.threads)
+        if self._share != Allowance(self._share.threads):
+            self.child.limit(self._share)
+
+    def limit(self, share: Allowance) -> None:
+        """What the child, and each that comes after it, may take from now on."""
+        self._share = share
+        if self.child is not None:
+            self.child.limit(share)
 
     async def do(
         self,

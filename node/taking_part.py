@@ -1,21 +1,20 @@
-"""A node from its command to its end: what it is given of a machine, and what ends it."""
+"""What a node is started with: its options, its keys, its invite."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
+import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from artel.node import settings
+from artel.node.log_file import LOG_FILE
+from artel.node.settings import OwnerSettings
 from artel.protocol import files, identity
 from artel.protocol import options as types
-from artel.protocol.cgroup import Groups
 from artel.protocol.commandline import (
     Announce,
     Bootstrap,
@@ -24,27 +23,13 @@ from artel.protocol.commandline import (
     Listen,
     LogJson,
     Verbose,
-    value,
 )
-from artel.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, ArtelError, Unfit, UsageError
+from artel.protocol.errors import ArtelError, Unfit, UsageError
 from artel.protocol.invite import Invite
-from artel.protocol.leaving import on_signals
-from artel.protocol.terminal import printable
-
-if TYPE_CHECKING:
-    from artel.node.daemon import Daemon
-    from artel.node.join import Options
 
 DEFAULT_LISTEN = "/ip4/0.0.0.0/tcp/0"
 DEFAULT_HTTP = types.Endpoint("127.0.0.1", 0)
 """For this machine only, at a free port."""
-LEAVE_AT_ONCE_S = 15.0
-CORES = Groups().cores()
-
-
-def rate(text: str) -> int:
-    """Megabits per second as bytes per second."""
-    return round(types.number(0.01, 1e6)(text) * 1e6 / 8)
 
 
 @Parameter(name="*")
@@ -58,11 +43,7 @@ class NodeOptions:
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Parameter(help="what the trainer computes on")
     ] = "auto"
-    threads: Annotated[
-        int,
-        value(types.whole(0, CORES), "N"),
-        Parameter(help="for training, at most the cores of this machine; 0 takes all"),
-    ] = 0
+    limits: OwnerSettings = OwnerSettings()
     listen: Annotated[
         Listen, Parameter(help="where to accept connections; port 0 is a free one")
     ] = (DEFAULT_LISTEN,)
@@ -79,14 +60,6 @@ class NodeOptions:
             help="where to serve the run's ledger and this node's page; port 0 is a free one"
         ),
     ] = DEFAULT_HTTP
-    quota: Annotated[
-        int, value(types.whole(1, 10**9), "MB"), Parameter(help="disk space to use at most")
-    ] = 10_000
-    uplink: Annotated[
-        int | None,
-        value(rate, "MBIT"),
-        Parameter(help="megabits per second to send at most, all traffic together"),
-    ] = None
     no_check: Annotated[bool, Parameter(help="start on a slow machine too")] = False
     bootstrap: Bootstrap = ()
     log_json: LogJson = False
@@ -110,9 +83,18 @@ def take_part(home: Path, join: str | None, node: NodeOptions) -> int:
             invite = _invite(join, home)
             owner = _owner(node.account, home)
             key = identity.load_or_create(home / "node.key")
-            file = home / "node.log"
-            events.configure(json_lines=node.log_json, verbose=node.verbose, file=file)
+            # In a terminal there is a picture; the events are in the log.
+            drawn = sys.stdout.isatty() and not (node.log_json or node.verbose)
+            events.configure(
+                json_lines=node.log_json,
+                verbose=node.verbose,
+                file=home / LOG_FILE,
+                screen=not drawn,
+            )
+            wishes = settings.load(home).updated(node.limits)
+            settings.save(home, wishes)
             from artel.node.join import Options  # takes seconds
+            from artel.node.running import run
 
             options = Options(
                 home=home,
@@ -120,14 +102,12 @@ def take_part(home: Path, join: str | None, node: NodeOptions) -> int:
                 identity=key,
                 account=owner,
                 device=node.device,
-                threads=node.threads or CORES,
+                settings=wishes,
                 listen=node.listen,
                 announce=node.announce,
-                quota_bytes=node.quota * 1_000_000,
-                uplink=node.uplink,
                 check=not node.no_check,
             )
-            return asyncio.run(_serve(options, page))
+            return asyncio.run(run(options, page, drawn=drawn))
         except (Unfit, UsageError):  # nobody knows the keys in it yet
             # The log goes with the home.
             events.configure(json_lines=node.log_json, verbose=node.verbose)
@@ -180,74 +160,3 @@ def _invite(given: str | None, home: Path) -> Invite:
             )
     files.write(kept, f"{invite.encode()}\n".encode())
     return invite
-
-
-async def _serve(options: Options, http: socket.socket) -> int:
-    """Join, take part, leave. A signal once leaves after the round, twice at once."""
-    from artel.node import status
-    from artel.node.join import join
-    from artel.node.overview import overview
-    from artel.protocol.net.doors import Directory, public_runs
-    from artel.protocol.net.names import first_words
-    from artel.protocol.tasks import end
-
-    running: list[Daemon] = []
-    task = asyncio.current_task()
-    assert task is not None
-
-    def leave() -> None:
-        if not running:
-            leave_now()
-            return
-        seconds = running[0].leave()
-        after = f"finishing the round under way, {seconds:.0f} s at most" if seconds else "leaving"
-        _say(f"{after}; press Ctrl-C again to leave now")
-
-    def leave_now() -> None:
-        task.cancel()
-        # Whatever hangs on the way out must not keep a machine that its owner wants back.
-        asyncio.get_running_loop().call_later(LEAVE_AT_ONCE_S, os._exit, EXIT_INTERRUPTED)
-
-    spoke = asyncio.Event()
-
-    def say(line: str) -> None:
-        spoke.set()
-        _say(line)
-
-    on_signals(leave, leave_now)
-    try:
-        async with contextlib.AsyncExitStack() as stack:
-            _say(f"node {options.identity.peer_id}")
-            if types.only_here(options.announce):
-                _say(f"! announce {types.only_here(options.announce)}")
-            first = asyncio.create_task(first_words(options.invite.peers, _say, spoke))
-            stack.push_async_callback(end, first)
-            daemon = await join(options, stack, say)
-            running.append(daemon)
-            site = await status.site_of(daemon.session)
-            url = await stack.enter_async_context(
-                status.serving(
-                    options.home,
-                    partial(overview, daemon),
-                    site,
-                    http,
-                    Directory(partial(public_runs, daemon.session.host)),
-                )
-            )
-            _say(f"page {url}")
-            try:
-                await daemon.run()
-            except asyncio.CancelledError:
-                await asyncio.shield(daemon.goodbye())
-                raise
-            _say(f"left with {daemon.credit():,} credit, vested and pending")
-            return EXIT_OK
-    except asyncio.CancelledError:
-        had = "a round that was not finished gives no credit"
-        _say(f"left at once; {had if running else 'it had not joined the run yet'}")
-        return EXIT_INTERRUPTED
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):  # the terminal is gone; the node is not
-        print(printable(line), flush=True)

@@ -20,6 +20,7 @@ from artel.node.closed_rounds import ClosedRound, closed_since, under_way
 from artel.node.contributing import Contributing
 from artel.node.corpus import Corpus
 from artel.node.progress import Progress
+from artel.node.rest import Rest
 from artel.node.session import Session
 from artel.node.sync import States
 from artel.node.trainer.orders import Evaluate
@@ -34,6 +35,8 @@ log = logging.getLogger("artel.node")
 FREE_SYNCS, SYNC_PAUSE_S = 2, 2.0
 """From the third time in a row that the agreed state is to be taken over, without a duty of a round
 in between, each waits for this long first."""
+RESTING = "resting"
+"""The phase of a node whose owner wants a rest."""
 PATIENCE_FRACTION = 1 / 4
 """Part of the time to settle that a node waits for slices which others owe."""
 
@@ -53,7 +56,7 @@ class Worker:
         changed: Callable[[], None],
     ) -> None:
         self.session, self.states, self.corpus = session, states, corpus
-        self.progress = Progress()
+        self.progress, self.rest = Progress(), Rest()
         self._changed = changed
         self._own = Contributing(session, states, corpus, self.progress)
         self._applying = Applying(session, states, max_blob)
@@ -74,6 +77,8 @@ class Worker:
         :raises ArtelError: it could not be done now; the same directive may be performed again
         """
         session = self.session
+        if self.rest.why:
+            await self.close()
         for peer, addresses in directive.peers.items():
             session.host.remember(peer, addresses)
         await session.replica.catch_up(
@@ -83,6 +88,11 @@ class Worker:
             self._term = session.replica.store.term
             self._applying.forget()
             self._closed = None
+        if self.rests(directive):
+            if directive.task == "train":
+                await self.hand_back(directive, f"its owner wants a rest ({self.rest.why})")
+            self.progress.phase = RESTING
+            return
         if directive.task in ("train", "reveal", "apply"):
             self._syncs = 0
         match directive.task:
@@ -96,7 +106,14 @@ class Worker:
                 await self._apply(directive)
             case "stop" if directive.evaluate:
                 await self._evaluate()
-        self.progress.phase = "finished" if directive.task == "stop" else "waiting"
+        idle = RESTING if self.rest.why else "waiting"
+        self.progress.phase = "finished" if directive.task == "stop" else idle
+
+    def rests(self, directive: messages.Directive) -> bool:
+        """Whether nothing is done for a directive, as the owner wants a rest. What this node has
+        committed to it shows and applies all the same: the others of the round count on it."""
+        committed = directive.task in ("reveal", "apply") and self._own.committed(directive)
+        return bool(self.rest.why) and directive.task != "stop" and not committed
 
     # --- duties ---
 
@@ -178,7 +195,7 @@ class Worker:
         """Whether the training under way is what another directive wants as well: one of a
         coordinator that was started again, or took over. Hours of it may have been done."""
         session = self.session
-        if not self._trains or directive.task != "train":
+        if not self._trains or directive.task != "train" or self.rests(directive):
             return False
         try:
             await session.replica.catch_up(

@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
 from artel.protocol.terminal import clean, printable
+
+LOG_PARTS, MAX_LOG_BYTES = 3, 4 << 20
+"""A log file that is full is set aside; so many of them are kept, as ``NAME.1`` and so on."""
 
 
 def emit(log: logging.Logger, name: str, /, level: int = logging.INFO, **fields: Any) -> None:
@@ -58,8 +62,16 @@ def _plain(value: Any) -> str:
     return json.dumps(text, ensure_ascii=False) if " " in text else text
 
 
-def configure(*, json_lines: bool = False, verbose: bool = False, file: Path | None = None) -> None:
+def configure(
+    *,
+    json_lines: bool = False,
+    verbose: bool = False,
+    file: Path | None = None,
+    screen: bool = True,
+) -> None:
     """Send events to standard error, and to ``file`` (always everything, one line each).
+
+    :param screen: whether anything goes to standard error
 
     What cannot be written, as on a full disk, is not: whoever works on goes on without its log.
     """
@@ -70,12 +82,16 @@ def configure(*, json_lines: bool = False, verbose: bool = False, file: Path | N
     for handler in list(root.handlers):
         root.removeHandler(handler)
         handler.close()
-    screen = logging.StreamHandler(sys.stderr)
-    screen.setLevel(logging.DEBUG if verbose else logging.INFO)
-    screen.setFormatter(_Json() if json_lines else _Human())
-    root.addHandler(screen)
+    if screen:
+        shown = logging.StreamHandler(sys.stderr)
+        shown.setLevel(logging.DEBUG if verbose else logging.INFO)
+        shown.setFormatter(_Json() if json_lines else _Human())
+        root.addHandler(shown)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        kept = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        size, parts = MAX_LOG_BYTES, LOG_PARTS
+        kept = RotatingFileHandler(
+            file, "a", size, parts, encoding="utf-8", errors="backslashreplace"
+        )
         kept.setFormatter(_Json() if json_lines else _Human())
         root.addHandler(kept)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
+_PROCESSES = Path("/proc")
 
 
 @contextmanager
@@ -28,10 +28,12 @@ def at_most(more: int | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
-def taken() -> int | None:
-    """Bytes that count for RLIMIT_DATA; None where the system does not say."""
+def taken(process: int | None = None) -> int | None:
+    """Bytes of a process, else of this one, that count for RLIMIT_DATA; None where the system does
+    not say."""
     with suppress(OSError, ValueError):
-        for line in _STATUS.read_text().splitlines():
+        status = _PROCESSES / str(process or "self") / "status"
+        for line in status.read_text().splitlines():
             if line.startswith("VmData:"):
                 return int(line.split()[1]) << 10
     return None

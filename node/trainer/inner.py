@@ -87,7 +87,7 @@ class Inner:
         # Weights stay fp32; only activations are narrower, and only where the hardware likes it.
         width = int(getattr(module.config, "hidden_size", 0) or 0)
         self.bf16 = machine.autocast(settings.precision, device, width)
-        self.hardware = machine.hardware(device, self.bf16)
+        self.measure_hardware()
         self._clip = settings.clip
         self._norm = torch.zeros((), device=self.device)
         objective.without_memory(module)
@@ -100,6 +100,10 @@ class Inner:
         self._parameters = [p for p in self._module.parameters() if p.requires_grad]
         self._optimizers = optimizers(manifest, self._module, machine.computes_bf16(device))
         self._place = {id(p): index for index, p in enumerate(self._parameters)}
+
+    def measure_hardware(self) -> None:
+        """Find out what computes now: ``hardware`` (:func:`node.trainer.machine.hardware`)."""
+        self.hardware = machine.hardware(self.device.type, self.bf16)
 
     def load(self, params: Vector) -> None:
         """Set the parameters, shape (N,); the optimisers keep their moments."""

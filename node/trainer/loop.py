@@ -5,8 +5,9 @@ message, hint, node}}``; while it trains also ``{"id", "progress"}``. :mod:`node
 the commands and their two lanes: main (:mod:`node.trainer.training`) and merge
 (:mod:`node.trainer.merging`).
 
-Two more do not wait for their turn: ``cancel`` ends the request that it names, at once while it
-waits, between two of its steps while it runs; ``stop`` ends the process.
+Three more do not wait for their turn and have no answer: ``cancel`` ends the request that it names,
+at once while it waits, between two of its steps while it runs; ``limit`` says what the process may
+take (:mod:`node.trainer.throttle`); ``stop`` ends it.
 
 Three threads: the main one is the main lane and the only one that touches torch, ``merge`` is the
 merge lane (numpy, and compiled loops that run without the interpreter's lock), ``reader`` reads the
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from artel.node.trainer import channel, orders
 from artel.node.trainer.channel import Message, TrainerError
+from artel.node.trainer.throttle import Allowance, Throttle
 from artel.protocol.errors import ArtelError
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Loop:
         self._busy = 0
         self._sending = threading.Lock()
         self._nice = False
+        self._throttle = Throttle()
         self._training: Training | None = None
 
     def run(self) -> NoReturn:
@@ -81,6 +84,8 @@ class Loop:
                     self._answer_error(request["id"], _cancelled(request["command"]))
                     continue
                 self._busy += 1
+            if lane is self._main:
+                self._throttle.apply(self._training.inner if self._training else None)
             self._answer(request)
             with self._state:
                 self._busy -= 1
@@ -193,6 +198,8 @@ class Loop:
                         self._cancelled.add(number)
                         if self._take(number):
                             self._answer_error(number, _cancelled("the command"))
+                    case "limit":
+                        self._throttle.take(Allowance(**message["share"]))
                     case "stop":
                         with self._state:
                             self._stopping.set()

@@ -87,6 +87,8 @@ class Begun:
     """The round in which its span began; 0 in a run without spans."""
     fingerprints: list[torch.Tensor]
     """Of those steps."""
+    hardware: str
+    """The class that the span is computed by."""
     order: Train
     """By which it was trained last."""
     sent: Sent | None = None
@@ -259,7 +261,7 @@ class Training(Course):
         """Weights and optimisers as they are at the beginning of the head."""
         (state, root), changes = self.agreed.take_changes(order.round)
         head = self._head
-        if head is not None and head.root == root:
+        if head is not None and head.root == root and self._as_before(head):
             self._back_to(head)
             head.order = order
             return state, head
@@ -273,7 +275,8 @@ class Training(Course):
         old, self._head = head, None
         saved = self.inner.save(old.saved if old is not None else None)
         kept = self.fingerprints if tail else []
-        self._head = Begun(root, saved, tail, seconds, span, kept, order)
+        hardware = self.inner.hardware
+        self._head = Begun(root, saved, tail, seconds, span, kept, hardware, order)
         return state, self._head
 
     def _goes_on(self, order: Train, changes: Sequence[Change]) -> bool:
@@ -281,10 +284,15 @@ class Training(Course):
         round before, whole."""
         head = self._head
         sent = head.sent if head is not None else None
-        if head is None or sent is None or head.span != order.span:
+        if head is None or sent is None or head.span != order.span or not self._as_before(head):
             return False
         next_one = [change.round for change in changes] == [sent.round]
         return next_one and order.carried in (None, sent.tail)
+
+    def _as_before(self, head: Begun) -> bool:
+        """Whether the same computes as in that head: a span is repeated by one class of machines,
+        and the owner may have changed the number of threads."""
+        return not self.manifest.config.rounds.span or head.hardware == self.inner.hardware
 
     def _kept(self, changes: Sequence[Change], carried: int | None) -> tuple[int, float]:
         """Steps and seconds of the tail that stay in the weights: none when the node sat a round

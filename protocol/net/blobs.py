@@ -259,6 +259,19 @@ class BlobStore:
             self._sizes.pop(blob, None)
             self._hashes.pop(blob, None)
 
+    def limit(self, quota_bytes: int) -> None:
+        """Another quota from now on; what is too much for it goes.
+
+        :raises ResourceError: what is pinned is more than that
+        """
+        with self._lock:
+            before, self.quota_bytes = self.quota_bytes, quota_bytes
+            try:
+                self._make_room(0)
+            except ResourceError:
+                self.quota_bytes = before
+                raise
+
     def _make_room(self, size: int) -> None:
         """Evict until ``size`` more bytes fit the quota; the caller holds the lock."""
         if self.quota_bytes is None:

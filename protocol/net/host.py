@@ -32,6 +32,7 @@ from artel.protocol.events import emit
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.messages import Kind, Message
 from artel.protocol.net import dht, dht_node, wire
+from artel.protocol.net.cap import Cap
 from artel.protocol.net.gateway import Gateway
 from artel.protocol.net.p2pd import (
     Deaths,
@@ -46,7 +47,6 @@ from artel.protocol.net.reception import STREAM_ERRORS, Reception
 from artel.protocol.net.slots import Caller, Callers
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Stream, Traffic
-from artel.protocol.net.uplink import Uplink
 from artel.protocol.options import check_port_free
 from artel.protocol.schema import Record, Schema
 from artel.protocol.tasks import within
@@ -72,10 +72,11 @@ class Host:
         node: DHTNode,
         callers: Callers,
         uplink: float | None = None,
+        downlink: float | None = None,
     ) -> None:
         self.identity = identity
         self.traffic = Traffic()
-        self.uplink = Uplink(uplink)
+        self.uplink, self.downlink = Cap(uplink), Cap(downlink)
         self.speeds = Speeds()
         self._folder, self._daemon, self._settings = folder, daemon, settings
         self._dht, self._callers = node, callers
@@ -104,6 +105,7 @@ class Host:
         bootstrap: Sequence[str] = (),
         keys: Sequence[str] = (),
         uplink: float | None = None,
+        downlink: float | None = None,
     ) -> Host:
         """Start the network daemon and join the DHT.
 
@@ -114,6 +116,7 @@ class Host:
             skipped, and :meth:`join` can be called again later
         :param keys: DHT keys whose records are stored here for others (:func:`dht.keys_of`)
         :param uplink: bytes per second that all streams together may write; None for no limit
+        :param downlink: the same of what they may read
         :raises ResourceError: a port is in use, or the network daemon does not start
         """
         for address in listen:
@@ -129,7 +132,7 @@ class Host:
             if str(daemon.p2p.peer_id) != identity.peer_id:
                 raise ResourceError(f"the network daemon did not take the key {key_file}")
             node = await dht_node.start(daemon.p2p, identity, keys, callers.is_member)
-            host = cls(identity, folder, daemon, settings, node, callers, uplink)
+            host = cls(identity, folder, daemon, settings, node, callers, uplink, downlink)
             undo.pop_all()
             undo.push_async_callback(host.close)
             if not announce:
@@ -287,6 +290,7 @@ class Host:
             kind or _KINDS.get(service, "other"),
             self.traffic,
             self.uplink,
+            self.downlink,
             content=service == wire.CONTENT,
         )
 

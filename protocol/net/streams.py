@@ -18,7 +18,7 @@ from typing import get_args
 
 from artel.protocol.errors import Unreachable
 from artel.protocol.messages import Kind
-from artel.protocol.net.uplink import PIECE_BYTES, Uplink
+from artel.protocol.net.cap import PIECE_BYTES, Cap
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -73,7 +73,8 @@ class Stream:
         peer: str,
         kind: Kind,
         traffic: Traffic,
-        uplink: Uplink,
+        uplink: Cap,
+        downlink: Cap | None = None,
         *,
         content: bool = False,
     ) -> None:
@@ -82,6 +83,7 @@ class Stream:
         self.stranger = False
         """Whether a peer that is no member opened it; what it takes in bulk then comes last."""
         self._sock, self._kind, self._traffic, self._uplink = sock, kind, traffic, uplink
+        self._downlink = downlink or Cap()
         self._content = content
         self._loop = asyncio.get_running_loop()
         self.moved = self._loop.time()
@@ -128,6 +130,17 @@ class Stream:
 
     async def read_into(self, view: memoryview) -> None:
         """Fill ``view``; the same errors as :meth:`read_exactly`."""
+        if self._downlink.rate is not None and len(view) > SMALL_BYTES:
+            # What is not read yet is not sent either: the peer waits.
+            for start in range(0, len(view), PIECE_BYTES):
+                piece = view[start : start + PIECE_BYTES]
+                await self._downlink.take(len(piece))
+                await self._fill(piece)
+            return
+        await self._downlink.take(len(view), small=True)
+        await self._fill(view)
+
+    async def _fill(self, view: memoryview) -> None:
         got = self._receive(view)
         if got == len(view):
             return

@@ -20,6 +20,7 @@ from artel.coordinator.local_run import LOOPBACK, Program
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
 from artel.node import join as joining
 from artel.node import preflight
+from artel.node.settings import OwnerSettings
 from artel.node.supervisor import MAX_RESTARTS
 from artel.protocol import identity, tether
 from artel.protocol.errors import (
@@ -46,11 +47,9 @@ def options(home: Path, invite: Invite, patience: float) -> joining.Options:
         identity=identity.load_or_create(home / "node.key"),
         account=identity.load_or_create(home / "account.key"),
         device="cpu",
-        threads=1,
         listen=(LOOPBACK,),
         announce=(),
-        quota_bytes=10**9,
-        uplink=None,
+        settings=OwnerSettings(threads=1, quota=1000),
         check=False,
         patience=patience,
     )

@@ -149,3 +149,44 @@ async def test_training_goes_on_for_a_coordinator_that_asks_for_the_same() -> No
     ended.set()
     await duty
     assert not await own.trains_for(directive("train")), "it is done: it commits again"
+
+
+@pytest.mark.parametrize("committed", [False, True])
+async def test_a_node_that_rests_gives_its_place_up_or_finishes_what_it_has_committed_to(
+    committed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[messages.Message] = []
+    done: list[str] = []
+
+    async def caught_up(*_: object) -> None:
+        pass
+
+    async def ask(message: messages.Message) -> messages.Message:
+        asked.append(message)
+        return messages.Ok()
+
+    session: Any = SimpleNamespace(
+        replica=SimpleNamespace(store=SimpleNamespace(term=0), catch_up=caught_up),
+        host=None,
+        link=SimpleNamespace(coordinator="coordinator", ask=ask),
+        run=ROOT,
+    )
+    own = Worker(session, States(), Any, 0, lambda: None)  # type: ignore[arg-type]
+    for name in ("_train", "_reveal", "_apply", "_sync"):
+
+        async def duty(_: object, name: str = name) -> None:
+            done.append(name)
+
+        monkeypatch.setattr(own, name, duty)
+    if committed:
+        own._own._salts[0, 0] = b""
+    own.rest.set("its owner says so")
+    for task in ("train", "reveal", "apply", "sync", "wait"):
+        await own.perform(directive(task))  # type: ignore[arg-type]
+        assert own.progress.phase == worker.RESTING
+    assert [type(message) for message in asked] == [messages.HandBack]
+    assert done == (["_reveal", "_apply"] if committed else [])
+    own.rest.set("")
+    await own.perform(directive("train"))
+    assert done[-1] == "_train"
+    assert own.progress.phase == "waiting"

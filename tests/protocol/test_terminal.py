@@ -22,7 +22,8 @@ import manifest_world
 from answer_world import COORDINATOR, HOSTILE, NODE, answering
 from artel import cli
 from artel.coordinator import demo_view
-from artel.node import preflight, taking_part
+from artel.node import preflight
+from artel.node.panel import Panel
 from artel.protocol import messages, options, terminal
 from artel.protocol.errors import EXIT_RESOURCE, DecodeError, UsageError
 from artel.protocol.manifest import Manifest
@@ -117,7 +118,7 @@ def test_a_node_says_what_it_finds_on_a_stream_without_its_marks(encoding: str) 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", stream)
         terminal.prepare()
-        found = preflight.Findings(taking_part._say, strict=True)
+        found = preflight.Findings(Panel(sys.stdout, drawn=False).say, strict=True)
         found.add(preflight.Finding("memory", "ok", "enough … really"))
     assert raw.getvalue().split() == [b"+", b"memory", b"enough", b"...", b"really"]
 
@@ -190,8 +191,8 @@ def test_a_hostile_manifest_is_refused_without_being_quoted() -> None:
 
 
 def test_preflight_and_join_print_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    taking_part._say(f'run "x": {HOSTILE}\n✓ memory plenty')
-    found = preflight.Findings(taking_part._say, strict=True)
+    Panel(sys.stdout, drawn=False).say(f'run "x": {HOSTILE}\n✓ memory plenty')
+    found = preflight.Findings(Panel(sys.stdout, drawn=False).say, strict=True)
     found.add(preflight.Finding("uplink", "warning", HOSTILE))
     shown = capsys.readouterr().out
     assert_steers_nothing(shown)

@@ -51,6 +51,8 @@ ONLY_PARSED = {
     r"artel node start( .*)?": "a daemon: test_swarm.py runs it",
     r"artel node status\b.*": "a run under way: test_swarm.py",
     r"artel model ((chat|eval|generate|serve)\b.*|\w+ .+)": "needs a state: test_exporting.py",
+    r"artel node (doctor|logs|install-service)\b.*": "a home of a node: test_looking.py runs them",
+    r"artel node (finish|leave)\b.*": "a node that runs: test_swarm_control.py does what they do",
     r"artel coordinator (start|status)\b.*": "a daemon: test_coordinator_commands.py runs it",
     r"artel coordinator (standby|handover)\b.*": "daemons: test_swarm_handover.py runs it",
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",

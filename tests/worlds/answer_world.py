@@ -41,7 +41,10 @@ def answering(value: dict[str, Any]) -> Iterator[str]:
 
 
 NODE = {
-    **dict.fromkeys(("run", "node", "account", "phase", "reason", "name", "last_error"), HOSTILE),
+    **dict.fromkeys(
+        ("run", "node", "account", "phase", "reason", "resting", "limits", "name", "last_error"),
+        HOSTILE,
+    ),
     **dict.fromkeys(("step", "steps", "state_round", "rounds_total", "vested", "pending"), 1),
     **dict.fromkeys(("awaiting", "share", "ledger_size", "cosigned_size", "tokens_per_second"), 1),
     **dict.fromkeys(("memory_daemon", "memory_trainer", "final_size", "reachable"), 1),

@@ -20,10 +20,10 @@ from artel.protocol.errors import DecodeError, ResourceError, Unreachable
 from artel.protocol.net import delivery, download, wire
 from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.cap import Cap
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.net.host import Host
 from artel.protocol.net.speeds import Speeds
-from artel.protocol.net.uplink import Uplink
 from artel.protocol.tasks import together, uninterrupted
 from delivery_world import Answer, Holder, answering, holding
 from host_world import held, named, until
@@ -87,11 +87,11 @@ async def test_several_holders_share_the_work(
     us: Host, store: BlobStore, holders: list[Holder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
-    holders[0].host.uplink = Uplink(20e6)  # time enough to learn who has it
+    holders[0].host.uplink = Cap(20e6)  # time enough to learn who has it
     try:
         assert await fetch(us, store, *holders) == DATA
     finally:
-        holders[0].host.uplink = Uplink()
+        holders[0].host.uplink = Cap()
     chunks = [holder.asked["chunks"] for holder in holders]
     assert sum(chunks) == len(HASHES), "no chunk is asked for twice"
     assert sum(count > 0 for count in chunks) >= 2

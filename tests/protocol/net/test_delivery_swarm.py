@@ -19,13 +19,13 @@ from artel.protocol.errors import Unreachable
 from artel.protocol.net import delivery, streams, wire
 from artel.protocol.net import swarm as swarming
 from artel.protocol.net.blobs import BlobStore
+from artel.protocol.net.cap import Cap
 from artel.protocol.net.delivery import Wanted
 from artel.protocol.net.host import Host
 from artel.protocol.net.slots import Rank
 from artel.protocol.net.speeds import Speeds
 from artel.protocol.net.streams import Traffic
 from artel.protocol.net.swarm_job import Ask, Job
-from artel.protocol.net.uplink import Uplink
 from delivery_world import Answer, Holder, answering
 from host_world import anybody, held, members, until
 
@@ -47,7 +47,8 @@ async def serving(hosts: list[Host]) -> dict[Host, Holder]:
 def peers(hosts: list[Host], serving: dict[Host, Holder], tmp_path: Path) -> list[Holder]:
     """Four nodes with empty stores, nothing measured, and no cap; all serve what they have."""
     for number, host in enumerate(hosts):
-        host.speeds, host.traffic, host.uplink = Speeds(), Traffic(), Uplink()
+        host.speeds, host.traffic = Speeds(), Traffic()
+        host.uplink, host.downlink = Cap(), Cap()
         serving[host] = Holder(host, tmp_path / f"node-{number}")
     return [serving[host] for host in hosts]
 
@@ -110,7 +111,7 @@ async def test_the_uplink_cap_is_obeyed_and_small_messages_do_not_wait(
     us, one, *_ = peers
     rate, data = 3e6, made(4, 6 * CHUNK)
     blob = one.store.put(data)
-    one.host.uplink = Uplink(rate)
+    one.host.uplink = Cap(rate)
     began = time.monotonic()
     fetching = asyncio.create_task(fetch(us, blob, one, size=len(data)))
     await asyncio.sleep(0.5)
@@ -126,8 +127,47 @@ async def test_the_uplink_cap_is_obeyed_and_small_messages_do_not_wait(
     assert sorted(waits)[len(waits) // 2] < seconds / 10, "bulk does not stand before a message"
 
 
+@pytest.mark.parametrize("way", ["uplink", "downlink"])
+async def test_a_cap_that_is_changed_under_way_is_obeyed_within_a_tenth(
+    peers: list[Holder], way: str
+) -> None:
+    us, one, *_ = peers
+    data = made(5, 12 * CHUNK)
+    blob = one.store.put(data)
+    cap = one.host.uplink if way == "uplink" else us.host.downlink
+    moved = one.host.traffic.up if way == "uplink" else us.host.traffic.down
+    cap.change(0.25e6)
+    fetching = asyncio.create_task(fetch(us, blob, one, size=len(data)))
+    for rate in (0.25e6, 0.625e6, 1.25e6):  # 2, 5 and 10 Mbit/s
+        cap.change(rate)
+        await asyncio.sleep(1)
+        began, before = time.monotonic(), moved.total()
+        await asyncio.sleep(3)
+        seen = (moved.total() - before) / (time.monotonic() - began)
+        assert 0.9 < seen / rate < 1.1
+    assert not fetching.done()
+    cap.change(None)
+    async with asyncio.timeout(30):
+        assert await fetching == data
+
+
+async def test_nobody_waits_behind_a_cap_that_was_taken_away() -> None:
+    cap = Cap(1000)
+    await cap.take(50_000)
+    waiting = [asyncio.create_task(cap.take(50_000, small=small)) for small in (True, False)]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in waiting)
+    cap.change(None)
+    async with asyncio.timeout(1):
+        await asyncio.gather(*waiting)
+    cap.change(1e6)  # what was let through without a cap is not made up for
+    async with asyncio.timeout(1):
+        await cap.take(50_000)
+        await cap.take(1)
+
+
 async def test_streams_share_the_uplink_evenly() -> None:
-    uplink, moved = Uplink(2e6), [0, 0, 0]
+    uplink, moved = Cap(2e6), [0, 0, 0]
 
     async def send(number: int, piece: int) -> None:
         while True:
@@ -146,7 +186,7 @@ async def test_streams_share_the_uplink_evenly() -> None:
 
 
 async def test_strangers_take_an_eighth_of_an_uplink_that_members_want() -> None:
-    uplink, moved = Uplink(2e6), Counter[bool]()
+    uplink, moved = Cap(2e6), Counter[bool]()
 
     async def send(stranger: bool) -> None:
         while True:
@@ -169,7 +209,7 @@ async def test_what_strangers_fetch_comes_behind_what_members_do(peers: list[Hol
     current = ""
     seen: list[tuple[str, bool]] = []
 
-    class Watched(Uplink):
+    class Watched(Cap):
         async def take(self, count: int, *, small: bool = False, stranger: bool = False) -> None:
             seen.append((current, stranger))
             await super().take(count, small=small, stranger=stranger)
@@ -187,7 +227,7 @@ async def test_what_strangers_fetch_comes_behind_what_members_do(peers: list[Hol
 
 
 async def test_no_cap_costs_nothing() -> None:
-    await Uplink().take(1 << 40)
+    await Cap().take(1 << 40)
 
 
 # --- who is asked for what ---
@@ -376,7 +416,7 @@ async def test_what_is_half_here_is_served_already(peers: list[Holder]) -> None:
     us, middle, seed, _ = peers
     data = made(60, 6 * CHUNK + 7)
     blob = seed.store.put(data)
-    seed.host.uplink = Uplink(4e6)
+    seed.host.uplink = Cap(4e6)
     first = asyncio.create_task(fetch(middle, blob, seed, size=len(data)))
     await until(lambda: blob in middle.store.partials and middle.store.partials[blob].lead() > 0)
     reply = await us.host.ask(middle.peer, wire.CONTENT, messages.GetHave(ids=[blob, "ab" * 32]))
@@ -416,7 +456,7 @@ async def test_holders_that_only_say_that_they_have_it(
     us, liar, seed, _ = peers
     data = made(61, 5 * CHUNK)
     blob = seed.store.put(data)
-    seed.host.uplink = Uplink(3e6)
+    seed.host.uplink = Cap(3e6)
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
 
     liar.lie = saying(messages.Have(held=[2], parts=[]))
@@ -442,7 +482,7 @@ async def test_nonsense_about_having_does_no_harm(
     us, liar, seed, _ = peers
     data = made(62, 9 * CHUNK)
     blob = seed.store.put(data)
-    seed.host.uplink = Uplink(20e6)
+    seed.host.uplink = Cap(20e6)
     monkeypatch.setattr(swarming, "HAVE_AFTER_S", 0.0)
 
     liar.lie = saying(reply)

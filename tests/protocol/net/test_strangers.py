@@ -20,12 +20,12 @@ from multiaddr import Multiaddr
 from artel.protocol import messages
 from artel.protocol.errors import ArtelError
 from artel.protocol.net import gateway, knocking, p2pd, reception, slots, streams, wire
+from artel.protocol.net.cap import Cap
 from artel.protocol.net.gateway import Gateway
 from artel.protocol.net.host import Host
 from artel.protocol.net.knocking import Door
 from artel.protocol.net.slots import ROOMS, STRANGER, Caller, Callers, Rank, Slots
 from artel.protocol.net.streams import Stream, Traffic
-from artel.protocol.net.uplink import Uplink
 from host_world import daemon_of, members, named, raw, start, swarm, until
 from strangers_world import slow_strangers
 
@@ -139,7 +139,7 @@ class Held:
     def __init__(self, peer: str) -> None:
         ours, self.theirs = socket.socketpair()
         ours.setblocking(False)
-        self.stream = Stream(ours, peer, "other", Traffic(), Uplink(None))
+        self.stream = Stream(ours, peer, "other", Traffic(), Cap(None))
         self.read = asyncio.create_task(self._read())
 
     async def _read(self) -> str:

@@ -1,4 +1,5 @@
-"""The uplink cap: one token bucket that everything a host writes to its streams goes through.
+"""A cap on a line: one token bucket that everything goes through which a host writes to its
+streams, and another one for what it reads.
 
 A stream asks for one piece at a time, and pieces are let through in the order in which they were
 asked for; so streams share the uplink evenly however much each has to send. Small messages go
@@ -21,7 +22,7 @@ BURST_S = 0.1
 """What an idle uplink may save up, in seconds at its rate."""
 
 
-class Uplink:
+class Cap:
     """At most ``rate`` bytes a second, or as many as there are when it is None.
 
     The bucket may go below zero by one piece, which is waited for before the next one: over
@@ -62,6 +63,24 @@ class Uplink:
         if self._timer is None:
             self._wait(self.rate)
         await turn
+
+    def change(self, rate: float | None) -> None:
+        """Another rate from now on; who waits already is let through by it."""
+        if self.rate is not None:
+            self._refill(self.rate)
+        else:  # nothing was counted
+            self._tokens, self._then = 0.0, self._clock()
+        self.rate = rate
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if rate is not None and (self._small or self._bulk or self._strangers):
+            self._wait(rate)
+        for queue in (self._small, self._bulk, self._strangers) if rate is None else ():
+            while queue:
+                turn, _ = queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
 
     def _refill(self, rate: float) -> None:
         now = self._clock()
