@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from artel.ledger.store.keyfiles import require_home_of
-from artel.node.settings import OwnerSettings
+from artel.node.settings import OwnerSettings, refused
 from artel.protocol.errors import ArtelError, ResourceError, Unreachable, UsageError
 from artel.protocol.identity import in_use
 from artel.protocol.net.http import start_of
@@ -46,16 +46,31 @@ Obey = Callable[[OwnerOrder], Awaitable[str]]
 """Carries an order out; what it says is for the owner."""
 
 
+def from_form(form: Mapping[str, object]) -> OwnerOrder:
+    """The order of the page's form; a field that is empty changes nothing.
+
+    :raises UsageError: it is none
+    """
+    said = {name: text for name, text in form.items() if text}
+    order = {"do": said.pop("do", "set"), "settings": said}
+    try:
+        return _ORDERS.validate_strings(order)
+    except ValidationError as error:
+        raise refused(error) from None
+
+
+def nobody(home: Path) -> Unreachable:
+    """Nobody takes orders in a home."""
+    return Unreachable(f"no node is running in {home}", f"start it with: {start_of('node', home)}")
+
+
 @contextlib.contextmanager
 def _near(home: Path) -> Iterator[str]:
     """The socket's name, short enough for any home: such names have 107 bytes at most."""
     try:
         folder = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unreachable(
-            f"no node is running in {home} ({error.strerror})",
-            f"start it with: {start_of('node', home)}",
-        ) from None
+    except OSError:
+        raise nobody(home) from None
     try:
         yield f"/proc/self/fd/{folder}/{SOCKET_FILE}"
     finally:
@@ -120,9 +135,7 @@ def tell(home: Path, order: OwnerOrder) -> str:
             with connection.makefile("rb") as file:
                 reply = json.loads(file.readline(MAX_LINE_BYTES))
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Unreachable(
-            f"no node is running in {home}", f"start it with: {start_of('node', home)}"
-        ) from None
+        raise nobody(home) from None
     except (OSError, ValueError) as error:
         raise Unreachable(
             f"the node in {home} does not answer ({error})", "ask again in a moment"

@@ -139,6 +139,8 @@ def _set(home: Path, limits: OwnerSettings) -> int:
         print(control.tell(home, control.OwnerOrder("set", limits)))
         return EXIT_OK
     require_home_of("node", home)
+    if not (home / "node.key").exists():
+        raise control.nobody(home)
     wanted = settings.load(home).updated(limits)
     if settings.facts(limits):
         settings.save(home, wanted)

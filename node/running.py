@@ -85,7 +85,7 @@ async def _run(options: Options, http: socket.socket, panel: Panel) -> int:
             now = partial(_now, daemon, owner)
             listed = Directory(partial(public_runs, daemon.session.host))
             url = await stack.enter_async_context(
-                status.serving(options.home, now, site, http, listed)
+                status.serving(options.home, now, site, http, listed, owner.obey)
             )
             panel.say(f"page {url}")
             try:

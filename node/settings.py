@@ -123,7 +123,8 @@ class OwnerSettings:
     """By ``artel node pause``."""
 
     def __post_init__(self) -> None:
-        hours(self.hours or "")
+        if self.hours:
+            object.__setattr__(self, "hours", hours(self.hours))
 
     def updated(self, said: OwnerSettings) -> OwnerSettings:
         """These, after something else was said."""
@@ -178,19 +179,11 @@ def facts(settings: OwnerSettings) -> dict[str, Any]:
     return {name: said for name, said in vars(settings).items() if said is not None}
 
 
-def read(text: bytes | str) -> OwnerSettings:
-    """Settings from JSON.
-
-    :raises UsageError: they are none
-    """
-    try:
-        return _ADAPTER.validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(
-            f"setting {where[:40]}: {first['msg']}", "see artel node set --help"
-        ) from (None)
+def refused(error: ValidationError) -> UsageError:
+    """What is wrong with settings, for a person."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return UsageError(f"setting {where[:40]}: {first['msg']}", "see artel node set --help")
 
 
 def load(home: Path) -> OwnerSettings:
@@ -205,9 +198,9 @@ def load(home: Path) -> OwnerSettings:
     except FileNotFoundError:
         return OwnerSettings()
     try:
-        return read(data)
-    except UsageError as error:
-        raise UsageError(f"{path}: {error.message}", "correct it, or remove it") from None
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        raise UsageError(f"{path}: {refused(error).message}", "correct it, or remove it") from None
 
 
 def save(home: Path, settings: OwnerSettings) -> None:

@@ -6,13 +6,16 @@ who then get the same tiles and pages from this node as from the coordinator, an
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from aiohttp import web
 
 from artel.ledger.fold.shares import share_of
@@ -24,7 +27,9 @@ from artel.ledger.web.live import LivePage
 from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
 from artel.ledger.web.visitors import is_owners
+from artel.node import control
 from artel.node.overview import gauges, words
+from artel.protocol.errors import ArtelError
 from artel.protocol.net.doors import Directory
 from artel.protocol.net.http import announced_in, fetch_object
 
@@ -32,6 +37,7 @@ if TYPE_CHECKING:
     from artel.node.session import Session
 
 TEMPLATES = Path(__file__).with_name("templates")
+CONTROL_PATH = "/control"
 PRIVATE = ("/api/v1/status", "/metrics", exposition.LIVE_PATH)
 """What only programs on this machine are told, and no page of another site in its browsers."""
 
@@ -49,10 +55,12 @@ async def serving(
     site: LedgerSite,
     listener: socket.socket,
     directory: Directory,
+    obey: control.Obey,
 ) -> AsyncIterator[str]:
     """Serve for as long as the context lasts, and note the address in the home; yields the URL.
 
     :param status: called in a thread, as shares take longer the more accounts there are
+    :param obey: carries out what the owner orders on the page
     """
     site.templates.add(TEMPLATES)
 
@@ -70,11 +78,21 @@ async def serving(
             return await live.show(request)
         return await site.page(request, "node.html", view)
 
+    async def ordered(request: web.Request) -> web.Response:
+        if not is_owners(request) or not await asyncio.to_thread(_by_owner, request):
+            return error(403, "only who runs this node may control it", "see: artel node --help")
+        try:
+            await obey(control.from_form(await request.post()))
+        except ArtelError as wrong:
+            return site.refused(wrong)
+        return web.Response(status=303, headers={"Location": "/#controls"})
+
     # A node's numbers change all the time.
     live = LivePage(site, "own.html", view, lambda: time.monotonic() // REFRESH_S)
     gate = Gate()
     app = exposition.application(gate, site, page, live, {"status": status}, gauges, directory)
     app.middlewares.append(owner_only)
+    app.router.add_post(CONTROL_PATH, ordered)
     async with gate.serving(app, listener, home) as url:
         yield url
 
@@ -100,6 +118,18 @@ def read(home: Path) -> dict[str, Any]:
     require_home_of("node", home, status_of("coordinator", home))
     page = announced_in(home, "node")
     return fetch_object(f"{page}/api/v1/status") | {"page": page}
+
+
+def _by_owner(request: web.Request) -> bool:
+    """Whether the user who runs this node, or root, holds the other end of a connection: the page
+    is for all who sit at this machine, its buttons are not."""
+    assert request.transport is not None
+    there = tuple(request.transport.get_extra_info("peername")[:2])
+    for one in psutil.net_connections("tcp"):
+        if one.laddr == there and one.pid is not None:
+            with contextlib.suppress(psutil.Error):
+                return psutil.Process(one.pid).uids().real in (0, os.getuid())
+    return False
 
 
 def node_page(seen: Context, now: dict[str, Any]) -> dict[str, Any]:

@@ -237,7 +237,7 @@ class LedgerSite:
                 return await self._found(given)
             index = whole(given, "an index")
         except UsageError as wrong:
-            return self._not_here(wrong)
+            return self.refused(wrong, 404)
         return await self.page(
             request, "entry.html", lambda page, _: entry_page(page, index), ("index",)
         )
@@ -251,7 +251,7 @@ class LedgerSite:
         try:
             hits = await self.made(("hits", asked), lambda: self.look(looked))
         except UsageError as wrong:
-            return self._not_here(wrong)
+            return self.refused(wrong, 404)
         if len(hits) == 1:
             return web.Response(status=302, headers={"Location": hits[0].url})
         shown = {"asked": asked, "hits": hits, "most": search.MOST}
@@ -288,7 +288,7 @@ class LedgerSite:
         try:
             return html(await self.made(key, lambda: self.render(template, view, asked, url)))
         except UsageError as wrong:
-            return self._not_here(wrong)
+            return self.refused(wrong, 404)
 
     def render(
         self, template: str, view: View, asked: Mapping[str, str] = NOTHING_ASKED, url: str = ""
@@ -300,9 +300,13 @@ class LedgerSite:
 
         return self.look(rendered, url).encode()
 
-    def _not_here(self, wrong: UsageError) -> web.Response:
-        text = self.templates.render("error.html", message=wrong.message, hint=wrong.hint)
-        return html(text.encode(), 404)
+    def refused(self, wrong: ArtelError, status: int = 400) -> web.Response:
+        """A page for people that says what is wrong."""
+        title = "Not here" if status == 404 else "Not done"
+        text = self.templates.render(
+            "error.html", title=title, message=wrong.message, hint=wrong.hint
+        )
+        return html(text.encode(), status)
 
     async def made(self, key: Hashable, make: Callable[[], T]) -> T:
         """What takes work, made in a thread when it is its turn (:class:`ledger.web.turns.Turns`).

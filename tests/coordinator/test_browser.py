@@ -27,6 +27,8 @@ from artel.ledger.web import server
 from artel.ledger.web.server import Gate, Limits
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
+from artel.node.control import OwnerOrder
+from artel.node.settings import facts
 from artel.protocol.listing import ListingRecord
 from artel.protocol.net.doors import Directory
 from ledger_world import World, key
@@ -357,8 +359,15 @@ async def test_a_node_shows_its_owner_all_that_its_status_says(
         site = LedgerSite(core.ledger.store, core.heads, lambda: core.ledger.state)
         home = tmp_path / "node"
         home.mkdir()
+        orders: list[OwnerOrder] = []
+
+        async def obey(order: OwnerOrder) -> str:
+            orders.append(order)
+            now["settings"] = facts(order.settings)
+            return ""
+
         async with status.serving(
-            home, lambda: now, site, server.bind(), Directory(no_runs)
+            home, lambda: now, site, server.bind(), Directory(no_runs), obey
         ) as here.url:
             await here.look("phone", "dark")
             await here.open("/")
@@ -368,4 +377,11 @@ async def test_a_node_shows_its_owner_all_that_its_status_says(
             await here.until("document.getElementById('now').textContent.includes('another one')")
             kept = Path(os.environ.get("ARTEL_SCREENSHOTS") or tmp_path)
             await here.picture(kept / "node-phone-dark.png")
+            await here.script("document.querySelector('[name=uplink]').value = '2.5'")
+            await here.script("document.querySelector('[name=do][value=set]').click()")
+            await here.until("location.hash === '#controls'")
+            assert orders[0].settings.uplink == 2.5
+            assert (
+                await here.script("return document.querySelector('[name=uplink]').value") == "2.5"
+            )
             assert await here.errors() == []

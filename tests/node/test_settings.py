@@ -111,6 +111,9 @@ def test_what_was_said_last_is_kept_for_its_owner_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home = str(tmp_path)
+    assert cli.main(["node", "pause", "--home", home]) == 3, "no node was ever there"
+    assert "artel node start" in capsys.readouterr().err
+    (tmp_path / "node.key").touch()
     assert cli.main(["node", "set", "--uplink", "5", "--hours", "22-7", "--home", home]) == 0
     assert cli.main(["node", "set", "--idle", "10", "--home", home]) == 0
     assert cli.main(["node", "pause", "--home", home]) == 0

@@ -24,6 +24,7 @@ def node_status(world: World, **more: Any) -> dict[str, Any]:
         **{"memory_daemon": 1 << 20, "memory_trainer": 0, "computing": 0.9},
         **{"up_by_kind": {"control": 7}, "down_by_kind": {"slice": 9}, "seconds": {"train": 2.0}},
         **{"served": {}, "fetched": {}, "waiting": "", "last_error": ""},
+        **{"resting": "", "limits": "2 thread(s)", "settings": {"threads": 2}},
         **more,
     }
 

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
@@ -46,9 +47,11 @@ from artel.ledger.web.render import date
 from artel.ledger.web.server import Gate, Limits, claimed
 from artel.ledger.web.site import LedgerSite
 from artel.node import status
+from artel.node.control import OwnerOrder
+from artel.node.settings import OwnerSettings
 from artel.protocol import canonical, messages
 from artel.protocol.dsse import Leaf
-from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable
+from artel.protocol.errors import CheckFailed, DecodeError, ResourceError, Unreachable, UsageError
 from artel.protocol.identity import short_peer
 from artel.protocol.listing import ListingRecord
 from artel.protocol.merkle import leaf_hash, root, verify_inclusion
@@ -869,7 +872,7 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
         now = node_status(world, reason=NASTY)
         listener = server.bind()
         async with status.serving(
-            tmp_path, lambda: now, site, listener, Directory(some_runs)
+            tmp_path, lambda: now, site, listener, Directory(some_runs), nobody
         ) as url:
             assert await asyncio.to_thread(status.read, tmp_path) == now | {"page": url}
             async with ledger.client.session.get(f"{url}/") as reply:
@@ -926,6 +929,68 @@ async def test_a_node_serves_its_status_and_the_same_ledger(tmp_path: Path) -> N
                     assert reply.status == 200, asked
     with pytest.raises(Unreachable, match="no node is running"):
         status.read(tmp_path)
+
+
+async def nobody(order: OwnerOrder) -> str:
+    raise AssertionError(order)
+
+
+async def test_the_owner_controls_a_node_from_its_page_and_nobody_else(tmp_path: Path) -> None:
+    orders: list[OwnerOrder] = []
+
+    async def obey(order: OwnerOrder) -> str:
+        if order.settings.quota == 1:
+            raise UsageError(NASTY, "give it more")
+        orders.append(order)
+        return "done"
+
+    async with shown(tmp_path) as ledger:
+        site = LedgerSite(ledger.store, ledger.heads, lambda: ledger.fold.state)
+        now = node_status(ledger.world)
+        runs = Directory(some_runs)
+        async with status.serving(tmp_path, lambda: now, site, server.bind(), runs, obey) as url:
+
+            async def send(form: dict[str, str], **headers: str) -> tuple[int, str]:
+                asked = {name.replace("_", "-"): said for name, said in headers.items()}
+                async with ledger.client.session.post(
+                    f"{url}/control", data=form, headers=asked, allow_redirects=False
+                ) as reply:
+                    return reply.status, await reply.text()
+
+            async with ledger.client.session.get(f"{url}/") as reply:
+                controls = read(await reply.text()).section("controls")
+            fields = {one.attributes["name"] for one in controls.all("input", "select", "button")}
+            assert fields == {"do", *OwnerSettings.__dataclass_fields__}
+            values = {
+                one.attributes["name"]: one.attributes["value"] for one in controls.all("input")
+            }
+            assert (await send({"do": "set", "battery": "no", **values, "uplink": "2.5"}))[0] == 303
+            assert (await send({"hours": "9-12, 18-24"}, Origin=url))[0] == 303
+            assert (await send({"do": "finish"}, Sec_Fetch_Site="same-origin"))[0] == 303
+            assert orders == [
+                OwnerOrder("set", OwnerSettings(threads=2, uplink=2.5, battery="no")),
+                OwnerOrder("set", OwnerSettings(hours="9-12,18-24")),
+                OwnerOrder("finish"),
+            ]
+            for headers in (
+                {"Origin": "http://rebound.example"},
+                {"Origin": "null"},
+                {"Host": "rebound.example"},
+                {"Host": "rebound.example", "Origin": "http://rebound.example"},
+                {"Sec_Fetch_Site": "cross-site"},
+                {"X_Forwarded_For": "203.0.113.5"},
+            ):
+                assert (await send({"paused": "true"}, **headers))[0] == 403, headers
+            for form in ({"uplink": "-1"}, {"hours": "25-1"}, {"do": "dance"}, {"more": "1"}):
+                code, page = await send(form)
+                assert (code, "Not done" in page) == (400, True), form
+            code, page = await send({"quota": "1"})
+            assert code == 400
+            assert NASTY in read(page).text
+            assert len(orders) == 3
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("psutil.Process.uids", lambda _: SimpleNamespace(real=54321))
+                assert (await send({"paused": "true"}))[0] == 403, "another user of this machine"
 
 
 def test_a_port_in_use_is_a_clear_error() -> None:
