@@ -32,6 +32,13 @@ def led_by(program: str, *arguments: str) -> tuple[str, ...]:
     return tether.tied(sys.executable, "-P", file, *arguments, death=signal.SIGTERM)
 
 
+def has_earned(swarm: Two) -> bool:
+    """Whether the owner of the first node has credit, as who disputes must, in that node's copy."""
+    home = swarm.home_of(min(swarm.nodes))
+    _, state = ledger_of(home)
+    return state.credit(state.account_of(load(home / NODE_KEY).peer_id)) > 0
+
+
 async def dispute(swarm: Two, *where: str) -> tuple[int, str]:
     """Have the owner of the first node dispute the newest contribution of another one."""
     home = swarm.home_of(min(swarm.nodes))
@@ -65,6 +72,7 @@ async def test_what_a_coordinator_leaves_out_gets_into_the_ledger_under_the_next
     run_file.write_text(text)
     async with Two(tmp_path, run_file) as swarm:
         await swarm.begin()
+        await swarm.wait_for(lambda _: has_earned(swarm), "the first node has credit")
         code, said = await dispute(swarm)
         assert code == 1, said
         assert "this coordinator likes peace" in said
