@@ -105,7 +105,7 @@ class Fold:
             set[tuple[int, str]](),
             Counter[int](),
         )
-        self.anchors, self.settled = dict[int, Any](), list[Any]()
+        self.anchors, self.settled, self.astray = dict[int, Any](), list[Any](), list[int]()
         for leaf in leaves:
             self.add(leaf)
 
@@ -142,6 +142,16 @@ class Fold:
             message = f"DSSEv1 {len(kind)} {kind} {len(vote)} {vote}".encode()
             for peer, signature in b.signatures.items():
                 yield key_of(peer), bytes.fromhex(signature), message
+        if vars(b).get("kind") == "diverged":
+            kind = "application/vnd.artel.loss+json"
+            for item in b.losses:
+                both = (item["signature"], b.state, b.root, item["loss"])
+                both = (both, (item["better_signature"], b.better, b.better_root, item["better"]))
+                for signature, number, root, loss in both:
+                    said = {"loss": loss, "root": root, "run": b.run, "state": number}
+                    text = json.dumps(said, separators=(",", ":"))
+                    message = f"DSSEv1 {len(kind)} {kind} {len(text)} {text}".encode()
+                    yield key_of(item["node"]), bytes.fromhex(signature), message
         if vars(b).get("kind") == "witnessed":
             root = b64encode(bytes.fromhex(b.root)).decode()
             head = f"artel/{b.run}/term/{b.term}\n{b.size}\n{root}\n"
@@ -166,7 +176,7 @@ class Fold:
         listed = trust.get("admission", "open") == "list"
         self.closed_to = set(trust.get("admitted", ())) if listed else None
         self.run, self.states = sha256(payload).hexdigest(), [manifest["initial_state"]]
-        self.anchor(0, {})
+        self.anchor(0, {}, [])
         self.coordinators, self.text = manifest["coordinators"], manifest.get("data", {})
         self.leaders = [self.coordinators[0]]
         self.accounts_asked = manifest["config"].get("ledger", {}).get("witnesses", 1)
@@ -639,7 +649,8 @@ class Fold:
                     self.unproven.append(source)
                 else:
                     self.settle(source, "vested")
-        self.anchor(now.attempt, {peer: self.nodes[peer] for peer in b.signatures})
+        made = [peer for peer in now.accepted if not now.shown[peer].empty]
+        self.anchor(now.attempt, {peer: self.nodes[peer] for peer in b.signatures}, made)
         self.choose(now.accepted)
 
     def choose(self, accepted: Iterable[str]) -> None:
@@ -705,9 +716,9 @@ class Fold:
         self.term = b.term
         self.leaders.append(b.coordinator)
 
-    def anchor(self, attempt: int, signers: dict[str, str]) -> None:
+    def anchor(self, attempt: int, signers: dict[str, str], made: list[str]) -> None:
         kept = ("cursor", "tails", "spans", "recent", "earned_to", "present")
-        anchor = Record(attempt=attempt, signers=set(signers.values()))
+        anchor = Record(attempt=attempt, signers=set(signers.values()), made=made)
         anchor.kept = {name: vars(self)[name] for name in kept}
         self.anchors[self.round] = anchor
         self.anchors.pop(self.round - 32, None)
@@ -741,7 +752,7 @@ class Fold:
         yield len(jury) < 2 and "no_jury"
         charge = Record(entry=self.id, node=b.node, account=name, jury=jury[:10], said={}, age=0)
         charge.answered = set()
-        charge.proven = False
+        charge.proven, charge.better = False, None
         self.charges[b.state] = charge
         self.heard |= {(b.state, name), (b.state, b.node)}
 
@@ -769,10 +780,29 @@ class Fold:
             self.forfeit(name)
             self.accounts[name].silent = self.round + self.fame
 
+    def diverged(self, b: Any) -> Rule:
+        yield not self.led and "wrong_signers"
+        fits = b.state in (self.round, self.round - 1) and b.better in self.anchors
+        yield (self.closed or not fits or b.better >= b.state) and "out_of_order"
+        yield any(number > b.better for number in self.charges) and "out_of_order"
+        roots = [self.states[b.state], self.states[b.better]]
+        yield [b.root, b.better_root] != roots and "wrong_state"
+        yield b.root == b.better_root and "same_root"
+        made = self.anchors[b.state].made
+        heavy = self.weights(made)
+        heavy = heavy if any(heavy.values()) else dict.fromkeys(made, 1)
+        worse = [t["node"] for t in b.losses if 4 * t["loss"] > 5 * t["better"]]
+        yield 2 * sum(heavy.get(n, 0) for n in worse) <= sum(heavy.values()) and "no_majority"
+        charge = Record(entry=self.id, account="", jury=[], said={}, age=0, answered=set())
+        charge.proven, charge.better = b.better_root, b.better
+        self.charges[b.state] = charge
+        known = bool(self.astray) and b.state - self.astray[-1] <= 32
+        self.astray = [*self.astray, b.state] if known else [b.state]
+
     def state_upheld(self, b: Any) -> Rule:
         yield not self.led and "wrong_signers"
         number, charge = self.charged(b)
-        yield not (charge and charge.proven) and "not_proven"
+        yield not (charge and charge.proven and charge.better is None) and "not_proven"
         yield b.root != self.states[number] and "wrong_state"
         self.settle_charge(number, b.root)
 
@@ -785,8 +815,10 @@ class Fold:
         wrong, charge = self.charged(b)
         yield not (charge and charge.proven) and "not_proven"
         first = min(n for n, each in self.charges.items() if each.proven)
+        blamed = charge.better is None
         fits = not self.closed and b.state in self.anchors and b.state < first
-        yield not fits and "out_of_order"
+        yield not (fits and (blamed or b.state <= charge.better)) and "out_of_order"
+        yield not blamed and len(self.astray) > 3 and "too_many_setbacks"
         yield b.root != self.states[b.state] and "wrong_state"
         after = deepcopy(self)
         after.go_back(b.state, wrong)
@@ -796,6 +828,9 @@ class Fold:
     def go_back(self, number: int, wrong: int) -> None:
         paid = max(number, min(self.round, self.round - self.owned["vesting_rounds"]))
         earned_to, signers = self.anchors[paid].kept["earned_to"], self.anchors[wrong].signers
+        cursor = self.anchors[number].kept["cursor"]
+        if self.charges[wrong].better is not None:
+            signers, cursor = set(), self.cursor
         self.settle_charge(wrong, self.charges[wrong].proven)
         for source, item in [*self.pending.items()]:
             if item.kind != "witness" and item.round >= number:
@@ -818,6 +853,7 @@ class Fold:
         del self.states[number + 1 :]
         self.worked = self.term
         vars(self).update(self.anchors[number].kept, attempt=None, earned_to=earned_to)
+        self.cursor = cursor
         self.charges = {n: charge for n, charge in self.charges.items() if n <= number}
         self.heard = {(n, name) for n, name in self.heard if n <= number}
         for node, found in self.right_by.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KINDS = (
     *("genesis", "admitted", "account", "key_rotated", "node", "round_opened", "round_committed"),
     *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
-    *("state_wrong", "jury_answer", "rolled_back", "state_upheld"),
+    *("state_wrong", "jury_answer", "diverged", "rolled_back", "state_upheld"),
     *("witnessed", "handover", "verdict_committed", "verdict"),
     *("dispute", "ruling", "transfer", "split_seen"),
 )

@@ -20,6 +20,7 @@ from artel.ledger.entries.kinds.admitted import Admitted, admitted
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
+from artel.ledger.entries.kinds.diverged import Diverged, ToldLoss, diverged
 from artel.ledger.entries.kinds.handover import Handover, handover, open_seal, seal
 from artel.ledger.entries.kinds.jury_answer import JuryAnswer, jury_answer
 from artel.ledger.entries.kinds.key_rotated import KeyRotated, key_rotated
@@ -66,6 +67,7 @@ __all__ = [
     "Cosignature",
     "DataUse",
     "Dispute",
+    "Diverged",
     "Entry",
     "Genesis",
     "Handover",
@@ -86,6 +88,7 @@ __all__ = [
     "StateUpheld",
     "StateVote",
     "StateWrong",
+    "ToldLoss",
     "Transfer",
     "Verdict",
     "VerdictCommitted",
@@ -98,6 +101,7 @@ __all__ = [
     "credits_after",
     "credits_back",
     "decode",
+    "diverged",
     "entry_id",
     "handover",
     "jury_answer",

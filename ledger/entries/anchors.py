@@ -3,7 +3,8 @@
 Of a state that the run goes back to, everything is as it was when that state was agreed on: what
 the next round begins with, who may go on with a span, whose text has been read. The work of the
 rounds behind it is in no state any more, so it earns nobody anything; whoever signed the state that
-was wrong also loses what work of these rounds had vested, and its standing.
+was wrong also loses what work of these rounds had vested, and its standing. Where nothing was wrong
+and training diverged, nobody does, and the run goes on with data that comes behind.
 """
 
 from __future__ import annotations
@@ -59,15 +60,16 @@ def anchor_of(state: FoldState, number: int) -> Anchor | None:
 
 
 def go_back(
-    state: FoldState, number: int, wrong: int
+    state: FoldState, number: int, wrong: int, blamed: bool = True
 ) -> tuple[tuple[Credit, ...], tuple[Credit, ...]]:
     """Return to the state with this number; the attempt under way has been given up.
 
     :param wrong: number of the state that was wrong, after ``number``
+    :param blamed: whether that is the fault of those who signed it
     :returns: the pending and the vested credit that is taken away
     """
     anchor, oldest = _anchor(state, number), oldest_anchor(state)
-    guilty = set(_anchor(state, wrong).signers.values())
+    guilty = set(_anchor(state, wrong).signers.values()) if blamed else set[str]()
     # Text whose credit has vested is paid for good, and earns no second time.
     paid_for = state.round - state.founded.ownership.vesting_rounds
     state.text_used = _anchor(state, max(number, min(state.round, paid_for))).text_used
@@ -78,8 +80,11 @@ def go_back(
         state.standing.forfeit(name)
     _unaudited(state, number)
     del state.states[number + 1 :], state.anchors[number + 1 - oldest :]
-    state.cursor, state.steps, state.recent = anchor.cursor, anchor.steps, list(anchor.recent)
+    if blamed:
+        state.cursor, state.steps = anchor.cursor, anchor.steps
+    # Else other data is next: of the same one the same would come (PaLM, arXiv:2204.02311, 5.1).
     state.tails, state.spans, state.attempt = anchor.tails, anchor.spans, None
+    state.recent = list(anchor.recent)
     state.paid = {round: some for round, some in state.paid.items() if round < number}
     state.charges = {at: one for at, one in state.charges.items() if at <= number}
     state.heard = {at: names for at, names in state.heard.items() if at <= number}

@@ -21,7 +21,7 @@ from artel.protocol.dsse import Leaf
 from artel.protocol.errors import CheckFailed, DecodeError
 
 MAX_DOCUMENT_BYTES = 1 << 20
-"""The lists of 1,024 members take at most a quarter of it."""
+"""The lists of 1,024 members take at most half of it."""
 FOLDER = "document"
 """Path of the documents beside a log's tiles: ``document/`` and the hash in hex."""
 _PATH = re.compile(FOLDER + "/([0-9a-f]{64})")

@@ -118,6 +118,8 @@ class FoldState:
     heard: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """Number of an agreed state to the accounts that have called it wrong, settled or not, and the
     nodes that did so for them."""
+    setbacks: tuple[int, int] = (0, 0)
+    """The newest state from which training diverged, and how often in a row it has."""
     begun: dict[int, int] = field(default_factory=dict)
     """Round that was gone back behind to the number that its next attempt has at least."""
     paid: dict[int, tuple[Credit, ...]] = field(default_factory=dict)

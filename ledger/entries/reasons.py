@@ -65,7 +65,8 @@ REJECTIONS = {
     SIGNED_WRONG: "signed a state that was proven wrong",
     UNCHECKED: "no auditor could tell whether the work was done, so it is not paid (the node names "
     "a class of machine that nobody of the run can check; trust.tolerances)",
-    ROLLED_BACK: "accepted, but the run went back to a state before, since one was proven wrong",
+    ROLLED_BACK: "accepted, but the run went back to a state before, since one was proven wrong or "
+    "training had diverged",
 }
 """Why a member earned nothing in a round, or (false_accusation) what is held against it."""
 
@@ -109,6 +110,7 @@ NO_JURY = "no_jury"
 NOT_ACCUSED = "not_accused"
 NOT_PROVEN = "not_proven"
 PROVEN_WRONG = "proven_wrong"
+TOO_MANY_SETBACKS = "too_many_setbacks"
 NEWCOMERS = "too_many_newcomers"
 TOO_MANY_SEATS = "too_many_seats"
 TOO_MANY_NODES = "too_many_nodes"
@@ -133,7 +135,7 @@ IGNORED = {
     COMMITMENT_MISMATCH: "is not what the node had committed to",
     COPIED: "holds numbers that were shown before, by another node or in another round",
     UNKNOWN_CONTRIBUTION: "accepts a contribution that the ledger does not hold",
-    NO_MAJORITY: "not signed by accepted contributors with more than half of the standing of all "
+    NO_MAJORITY: "not said by accepted contributors with more than half of the standing of all "
     "(of their number, while none has any)",
     WRONG_GROUNDS: "says that the state rests on others than the run's rules let it rest on",
     WRONG_SEQUENCE: "its number is not the next one, so it is old or came out of order",
@@ -166,8 +168,9 @@ IGNORED = {
     NO_JURY: "fewer than two other accounts, with standing once the run is founded, could check it",
     NOT_ACCUSED: "speaks of a state that nobody calls wrong, or on which is decided",
     NOT_PROVEN: "goes back behind, or upholds, a state that was not proven wrong",
-    PROVEN_WRONG: "a jury has proven a state wrong, and the coordinator has not yet gone back "
-    "behind it, or upheld it",
+    PROVEN_WRONG: "a jury has proven a state wrong, or training diverged, and the coordinator has "
+    "not yet gone back behind that state, or upheld it",
+    TOO_MANY_SETBACKS: "training diverged more often in a row than a run goes back for",
 }
 """Why an entry changes nothing."""
 

@@ -336,6 +336,9 @@ class Charge:
     """Account of the jury to its node that answered, and the root that this one computed."""
     proven: str = ""
     """The right root, once enough of the jury have computed it."""
+    better: int = -1
+    """Of a state that is not wrong, but from which training diverged: the number of the one that
+    was better, whose root is ``proven``. Nobody is accused, and there is no jury."""
 
 
 _T = TypeVar("_T")

@@ -14,6 +14,7 @@ from artel.ledger import entries
 from artel.ledger.entries import evidence
 from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.genesis import read_genesis
+from artel.ledger.entries.kinds.diverged import loss_message
 from artel.ledger.entries.kinds.jury_answer import charged
 from artel.ledger.fold.shares import FoldState, Outcome, apply, fold, shares
 from artel.ledger.store.store import DATABASE_NAME, LedgerStore
@@ -465,6 +466,34 @@ class World:
         fields = {"run": self.run, "charge": entries.entry_id(charge.encode()), "state": number}
         body = canonical.dumps(fields | {"root": root or digest(f"state {number}")})
         return Rooted(entries.ENTRY_TYPE, body, (), by=(self.coordinator,))
+
+    def diverged(
+        self,
+        number: int,
+        better: int,
+        told: Mapping[Identity, tuple[int, int]],
+        root: str = "",
+        better_root: str = "",
+    ) -> Envelope:
+        """Members say what they measured of a state, and of a better one before it."""
+        root, other = root or digest(f"state {number}"), better_root or digest(f"state {better}")
+
+        def signed(node: Identity, *said: Any) -> str:
+            return node.sign(loss_message(self.run, *said)).hex()
+
+        losses = [
+            entries.ToldLoss(
+                node=node.peer_id,
+                loss=loss,
+                better=then,
+                signature=signed(node, number, root, loss),
+                better_signature=signed(node, better, other, then),
+            )
+            for node, (loss, then) in told.items()
+        ]
+        said: dict[str, Any] = {"state": number, "root": root, "better": better}
+        said |= {"better_root": other, "losses": losses}
+        return entries.diverged(self.coordinator, self.run, **said)
 
     def state_upheld(self, charge: Envelope, root: str) -> Envelope:
         """The coordinator computed the root that is recorded."""

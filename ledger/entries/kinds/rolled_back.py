@@ -1,4 +1,4 @@
-"""``rolled_back``: the run goes back behind a state that was proven wrong."""
+"""``rolled_back``: the run goes back behind a state that was proven wrong, or worse."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import WRONG_STATE
 
+MOST_SETBACKS = 3
+"""How often in a row a run goes back since training diverged: what three stretches of other data do
+not mend is in its rules."""
+
 
 class RolledBack(Body):
-    """The state that the entry ``charge`` calls wrong was proven wrong: the run goes on from the
-    one with the number ``state``, whose root is ``root``.
+    """The state that the entry ``charge`` calls wrong was proven wrong, or training diverged from
+    it: the run goes on from the one with the number ``state``, whose root is ``root``.
 
-    That is the newest right state which somebody still holds. ``credits`` is the root of the credit
-    map (:mod:`ledger.entries.credit_map`) after it. Signed by a coordinator.
+    That is the newest right (at least as good) state which somebody still holds. ``credits`` is the
+    root of the credit map (:mod:`ledger.entries.credit_map`) after it. Signed by a coordinator.
     """
 
     KIND: ClassVar = "rolled_back"
@@ -44,8 +48,12 @@ class RolledBack(Body):
         wrong = charged(state, self.charge)
         if wrong not in proven:
             return reasons.NOT_PROVEN
-        if state.closed or not oldest_anchor(state) <= self.state < min(proven):
+        better = state.charges[wrong].better
+        before = min([*proven, better + 1]) if better >= 0 else min(proven)
+        if state.closed or not oldest_anchor(state) <= self.state < before:
             return reasons.OUT_OF_ORDER
+        if better >= 0 and state.setbacks[1] > MOST_SETBACKS:
+            return reasons.TOO_MANY_SETBACKS
         if self.root != state.states[self.state]:
             return WRONG_STATE
         credits = credits_back(state, self.state, wrong)
@@ -67,15 +75,22 @@ class RolledBack(Body):
     def explain(self, story: Story) -> Iterator[Fact]:
         notes = story.outcome.notes
         charge, wrong, again = notes["charge"], notes["wrong"], notes["newest"] - self.state
-        yield Fact(
-            f"entry {charge} called state {wrong} wrong, and the jury computed the root "
-            f"{short_key(notes['root'])}",
-            (charge,),
-        )
+        if notes["diverged"]:
+            yield Fact(
+                f"entry {charge} shows that training diverged by state {wrong}: it was much worse "
+                "than an earlier one; nobody is to blame, and data that comes behind is used next",
+                (charge,),
+            )
+        else:
+            yield Fact(
+                f"entry {charge} called state {wrong} wrong, and the jury computed the root "
+                f"{short_key(notes['root'])}",
+                (charge,),
+            )
         yield Fact(
             f"made again: {plural(again, 'round')}, from round {self.state} on; what is pending "
-            "for them is taken away from everybody, what has vested stays with all who did not "
-            "sign the wrong state"
+            "for them is taken away from everybody, what has vested stays with all"
+            + ("" if notes["diverged"] else " who did not sign the wrong state")
         )
         signers = [item for item in story.outcome.left_out if item.reason == reasons.SIGNED_WRONG]
         for item in signers:
@@ -99,18 +114,19 @@ def _gone_back(state: FoldState, number: int, wrong: int) -> Outcome:
     assert signed is not None
     places = {round: place_of(state, round + 1) for round in range(number, newest)}
     not_agreed = given_up(state, state.attempt)
-    false = settle(state, wrong, charge.proven)
-    invalidated, taken = go_back(state, number, wrong)
+    false, blamed = settle(state, wrong, charge.proven), charge.better < 0
+    invalidated, taken = go_back(state, number, wrong, blamed)
     undone = (c for c in (*invalidated, *taken) if c.kind == "compute")
     left_out = [LeftOut(*places[c.round], c.node, c.account, reasons.ROLLED_BACK) for c in undone]
-    for node, account in signed.signers.items():
+    for node, account in signed.signers.items() if blamed else ():
         left_out.append(LeftOut(*places[wrong - 1], node, account, reasons.SIGNED_WRONG))
+    notes = {"charge": charge.index, "root": charge.proven, "newest": newest, "wrong": wrong}
     return Outcome(
         "recorded",
         invalidated=invalidated,
         taken=taken,
         left_out=(*not_agreed, *false, *state.leave_out(tuple(left_out))),
-        notes={"charge": charge.index, "root": charge.proven, "newest": newest, "wrong": wrong},
+        notes=notes | {"diverged": not blamed},
     )
 
 
@@ -119,7 +135,7 @@ def rolled_back(
 ) -> Envelope:
     """Go back to the state with this number.
 
-    :param charge: id of the entry that called a later state wrong, which is proven
+    :param charge: id of the entry that called a later state wrong, which is proven, or diverged
     :param credits: the root of what :func:`credits_back` says
     """
     body = {"run": run, "charge": charge, "state": state, "root": root, "credits": credits}

@@ -35,7 +35,7 @@ class StateUpheld(Body):
         if not state.led_by(entry.signers):
             return reasons.WRONG_SIGNERS
         number = charged(state, self.charge)
-        if number < 0 or not state.charges[number].proven:
+        if number < 0 or not state.charges[number].proven or state.charges[number].better >= 0:
             return reasons.NOT_PROVEN
         if self.root != state.states[number]:
             return WRONG_STATE

@@ -69,6 +69,7 @@ SAMPLES = [
     WORLD.run_closed(60),
     WORLD.state_wrong(A, 1),
     WORLD.jury_answer(B, WORLD.state_wrong(A, 1), digest("right 1")),
+    WORLD.diverged(1, 0, {A: (5_000_000, 3_000_000), B: (10**12, 3_000_000)}),
     WORLD.rolled_back(WORLD.state_wrong(A, 1), 0),
     WORLD.state_upheld(WORLD.state_wrong(A, 1), digest("state 1")),
     WORLD.witnessed(LEAVES),
@@ -164,6 +165,7 @@ def resigned(kind: str, changes: dict[str, Any]) -> bytes:
 
 MEMBERS = sorted(member.peer_id for member in WORLD.members)
 REJECTED = {"node": MEMBERS[0], "reason": "late"}
+MEASURED = FIELDS["diverged"]["losses"]
 COSIGNED = FIELDS["witnessed"]["cosignatures"]
 PROOF = FIELDS["split_seen"]["evidence"]
 
@@ -196,6 +198,13 @@ PROOF = FIELDS["split_seen"]["evidence"]
         ("state_wrong", {"state": 0}),
         ("state_wrong", {"root": ""}),
         ("jury_answer", {"charge": "ab"}),
+        ("diverged", {"state": 0}),
+        ("diverged", {"losses": []}),
+        ("diverged", {"losses": MEASURED[::-1]}),
+        ("diverged", {"losses": [MEASURED[0], MEASURED[0]]}),
+        ("diverged", {"losses": [MEASURED[0] | {"loss": 10**12 + 1}]}),
+        ("diverged", {"losses": [MEASURED[0] | {"better": -1}]}),
+        ("diverged", {"losses": [MEASURED[0] | {"loss": "3"}]}),
         ("rolled_back", {"state": -1}),
         ("witnessed", {"size": 0}),
         ("witnessed", {"cosignatures": []}),

@@ -198,7 +198,8 @@ class FoldMachine(RuleBasedStateMachine):
             again = max(again, state.begun.get(state.round, 0))
             members = (not number % 4 and subset(state.nodes, number)) or list(state.nodes)
             members = self.able(members)
-            self.add(world.opened(state.round, again, steps=self.steps(members, number)))
+            place = {"cursor": max(state.cursor, 24 * state.round)}  # it stays after a divergence
+            self.add(world.opened(state.round, again, steps=self.steps(members, number), **place))
         elif attempt.phase == "training":
             chosen = [NODES[peer] for peer in subset(sorted(attempt.accounts), ~number // 8)]
             self.add(world.committed(attempt.round, attempt.attempt, chosen))
@@ -411,26 +412,49 @@ class FoldMachine(RuleBasedStateMachine):
         fields = {"charge": charge.entry, "root": root}
         outcome = self.add(entries.state_upheld(self.world.coordinator, self.world.run, **fields))
         if outcome.status == "ignored":
-            assert not charge.proven or root != state.states[wrong]
+            assert not charge.proven or charge.better >= 0 or root != state.states[wrong]
             return
         assert (state.total_vested, state.total_pending, state.states) == before
         assert wrong not in state.charges
         assert charge.account not in state.standings()
+
+    @precondition(lambda self: self.state.round > 0)
+    @rule(number=some, back=st.sampled_from([0, 0, 1, 2]), further=st.sampled_from([0, 0, 1, -1]))
+    def training_diverges(self, number: int, back: int, further: int) -> None:
+        """As those say who made a state, or some of them; and back, where the ledger allows it."""
+        state = self.state
+        if not state.round:
+            return
+        wrong = max(1, state.round - back)
+        better = max(0, wrong - 1 - number % 3)
+        anchor = anchor_of(state, wrong)
+        made = [NODES[peer] for peer in anchor.moved_by] if anchor else self.world.members
+        told = dict.fromkeys(made, (5000000, 3000000 + number % 4 * 400000))
+        told |= {pick(self.world.members, number): (9_000_000, 1_000_000)}
+        roots = {"root": state.states[wrong], "better_root": state.states[better]}
+        outcome = self.add(self.world.diverged(wrong, better, told, **roots))
+        if outcome.status != "ignored":
+            assert state.charges[wrong].better == better
+            self.run_goes_back(list(state.charges).index(wrong), further)
 
     @precondition(lambda self: self.state.charges)
     @rule(number=some, further=st.sampled_from([0, 0, 0, 1, 2, -1]))
     def run_goes_back(self, number: int, further: int) -> None:
         state = self.state
         wrong, charge = pick(state.charges.items(), number)
-        to = max(0, wrong - 1 - further)
-        before = state.total_vested
+        to = max(0, (wrong - 1 if charge.better < 0 else charge.better) - further)
+        before, standings = state.total_vested, dict(state.standings())
         body = {"run": self.world.run, "charge": charge.entry, "state": to}
         body["root"] = state.states[min(to, state.round)]
         made = Rooted(entries.ENTRY_TYPE, canonical.dumps(body), (), by=(self.world.coordinator,))
         outcome = self.add(made)
         if outcome.status == "ignored":
-            assert further < 0 or not charge.proven or state.closed or len(state.charges) > 1
+            again = charge.better >= 0 and state.setbacks[1] > 3
+            idle = not charge.proven or state.closed or len(state.charges) > 1
+            assert further < 0 or idle or again
             return
+        if charge.better >= 0:
+            assert (outcome.taken, state.standings()) == ((), standings)
         for credit in outcome.taken:
             self.floor[credit.account] -= credit.amount
         assert before - state.total_vested == sum(credit.amount for credit in outcome.taken)
@@ -818,6 +842,7 @@ def walked(seed: int) -> int:
     walk: list[Callable[[int], None]] = [
         *(machine.on_with_the_round, machine.attempt_fails, machine.work_is_disputed),
         *(machine.any_entry_is_played_back, machine.account_appears),
+        lambda number: machine.state.setbacks[1] < 3 and machine.training_diverges(number, 0, 0),
         *[lambda number: machine.tree_head_is_witnessed(number, 1)] * 3,
         lambda number: machine.another_coordinator_leads(number, 1),
         lambda number: machine.node_moves(number, 2),
