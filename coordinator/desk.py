@@ -17,6 +17,7 @@ from artel.coordinator import intake, recovery
 from artel.coordinator.availability import Availability
 from artel.coordinator.peer import Peer
 from artel.coordinator.puts import Puts
+from artel.coordinator.returning import say_diverged
 from artel.coordinator.service import Coordinator
 from artel.coordinator.trials import Trials
 from artel.ledger import entries
@@ -212,6 +213,8 @@ class Desk:
             held = core.ledger.state.states[found.round :]
             if report.state_root in held:  # the node may have gone on since
                 core.metrics.evaluated(found)
+                if core.losses.heard(core.ledger.state, peer, found):
+                    await say_diverged(core)
         # Who was convicted gets no seat any more, as if it were about to leave.
         goes = report.leaving or self._barred(peer)
         await core.feed(round_state.Seen(now, peer, report.state_root, goes))
@@ -312,7 +315,8 @@ class Desk:
     def _evaluates(self, peer: str) -> bool:
         """Whether a node is to evaluate the state that the round starts from."""
         state = self._core.state
-        if state.round == 0 or state.phase is Phase.FINISHED:
+        fold = self._core.ledger.state
+        if state.phase is Phase.FINISHED or self._core.losses.everybody(fold):
             return peer in state.members
         return peer == evaluator(self._core.run, state.round, state.members)
 

@@ -141,6 +141,12 @@ class Metrics:
             self.save(found.round)
             emit(log, "state.evaluated", round=found.round, loss=found.loss)
 
+    def gone_back(self, number: int, newest: int) -> None:
+        """States after this one are made again, and measured again."""
+        for gone in range(number + 1, newest + 1):
+            if gone in self.rounds:
+                self.rounds[gone].validation = None
+
     def table(self, last: int = 0) -> list[dict[str, Any]]:
         """The sums of all rounds (or the ``last`` ones) as plain values, oldest first."""
         numbers = sorted(self.rounds)[-last:]

@@ -18,15 +18,21 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from artel.coordinator.resuming import NoEffect
 from artel.coordinator.service import Coordinator
+from artel.ledger import entries
 from artel.ledger.entries.anchors import anchor_of, oldest_anchor
+from artel.ledger.entries.kinds.rolled_back import MOST_SETBACKS
 from artel.ledger.entries.records import Charge
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
+from artel.protocol.net import wire
 
 log = logging.getLogger("artel.coordinator")
 
 RETRY_S = 5.0
 """Until all are asked again when nobody has any right state."""
+
+STOPPED_S = 600.0
+"""Until it is said again that training diverges again and again, and the run stands still."""
 
 COMPUTE_S = 300.0
 """In which what a state was made of has to come, and the state of that."""
@@ -65,7 +71,8 @@ class Returning:
 
     def _new(self) -> list[tuple[int, Charge]]:
         charges = self._core.ledger.state.charges.items()
-        return [(n, charge) for n, charge in charges if charge.entry not in self._roots]
+        new = ((n, charge) for n, charge in charges if charge.entry not in self._roots)
+        return [(n, charge) for n, charge in new if charge.better < 0]
 
     async def _have(self, number: int, charge: Charge) -> bool:
         """Whether the state with this number is here, or can be had."""
@@ -74,7 +81,7 @@ class Returning:
 
     def _others(self, charge: Charge) -> list[str]:
         known = [charge.node, *(node for node, _ in charge.said.values())]
-        return [*dict.fromkeys([*known, *self._core.peers])]
+        return [name for name in dict.fromkeys([*known, *self._core.peers]) if name]
 
     async def _come_to(self, number: int, charge: Charge) -> str:
         """The root of the state that is called wrong; "" when it cannot be computed here."""
@@ -91,6 +98,9 @@ class Returning:
 
     async def _go_back(self, wrong: int, charge: Charge) -> None:
         core = self._core
+        if charge.better >= 0:
+            await self._back_to(charge.better, charge, "training diverged")
+            return
         own, recorded = self._roots.get(charge.entry, ""), core.ledger.state.states[wrong]
         made = anchor_of(core.ledger.state, wrong)
         if not own and made is not None and made.rests_on == "coordinator":
@@ -108,7 +118,18 @@ class Returning:
                 await core.uphold(charge.entry, own)
             return
         grounds = "computed here too" if own else "the jury's word alone"
-        for number in range(wrong - 1, oldest_anchor(core.ledger.state) - 1, -1):
+        await self._back_to(wrong - 1, charge, grounds)
+
+    async def _back_to(self, newest: int, charge: Charge, grounds: str) -> None:
+        """To the newest state, up to this one, that somebody still gives."""
+        core = self._core
+        again = charge.better >= 0 and core.ledger.state.setbacks[1]
+        if again > MOST_SETBACKS:
+            reason = f"training diverged {again} times in a row: its rules are at fault"
+            emit(log, "run.stopped", logging.ERROR, reason=reason)
+            await asyncio.sleep(STOPPED_S)
+            return
+        for number in range(newest, oldest_anchor(core.ledger.state) - 1, -1):
             if await self._have(number, charge):
                 try:
                     await core.go_back(charge.entry, number, grounds)
@@ -117,3 +138,26 @@ class Returning:
                 return
             emit(log, "state.held_by_nobody", logging.WARNING, round=number)
         await asyncio.sleep(RETRY_S)
+
+
+async def say_diverged(core: Coordinator) -> None:
+    """Record that training diverged, once it has."""
+    fold = core.ledger.state
+    found = core.losses.found(fold)
+    if found is None or any(number > found[1] for number in fold.charges):
+        return
+    number, better, losses = found
+    places = {"state": number, "better": better}
+    emit(log, "training.diverged", logging.ERROR, **places, nodes=len(losses))
+    made = entries.diverged(
+        core.identity,
+        core.run,
+        state=number,
+        root=fold.states[number],
+        better=better,
+        better_root=fold.states[better],
+        losses=losses,
+    )
+    with contextlib.suppress(wire.Refused):  # somebody called a state wrong meanwhile
+        # Each signature was checked when it came.
+        await core.record(entries.decode(made.encode()).checked(True))

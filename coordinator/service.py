@@ -20,6 +20,7 @@ import time
 from collections.abc import Sequence
 
 from artel.coordinator import intake
+from artel.coordinator.divergence import Divergence
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
 from artel.coordinator.peer import Peer, say_who_sits_out
@@ -92,6 +93,7 @@ class Coordinator:
         self.payload_bytes = largest_contribution(manifest.config, layout)
         self.state_bytes = state_bytes(layout.parameters, manifest.config.exchange.outer)
         self.planner = Planner(manifest, self.rules)
+        self.losses = Divergence(run)
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new; for what waits here.
@@ -291,6 +293,7 @@ class Coordinator:
             await self._decide(Late(entries.RolledBack.KIND, back))
             self._shown, self._votes = {}, {}
             self.state = resumed(self.ledger.state, self.clock(), self.state)
+            self.metrics.gone_back(number, newest)
         said = {"round": number, "undone": newest - number, "grounds": grounds}
         emit(log, "run.rolled_back", logging.WARNING, **said)
         await self.tell()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from artel.ledger import entries
 from artel.ledger.entries.anchors import anchor_of
+from artel.ledger.entries.kinds.diverged import in_micro, loss_message
 from artel.ledger.fold.shares import Attempt
 from artel.node import sync
 from artel.node.applying import Applying
@@ -182,14 +183,20 @@ class Worker:
         self._trains = self._plan(directive)
         try:
             tail = await self._own.train(directive, attempt)
+        except ArtelError:
+            self._measure(directive)  # of all states, one from which it cannot be trained
+            raise
         finally:
             self._trains = ()
-        # While the others still train and reveal; the trainer is done before it has to apply.
-        if directive.evaluate and self._evaluation.done():
-            self._evaluation = asyncio.create_task(self._evaluate())
+        self._measure(directive)
         self._own.go_on(attempt.round, attempt.steps[session.identity.peer_id], tail)
         await self._own.commit(directive)
         self.progress.mark("commit")
+
+    def _measure(self, directive: messages.Directive) -> None:
+        """While the others still train and reveal; the trainer is done before it has to apply."""
+        if directive.evaluate and self._evaluation.done():
+            self._evaluation = asyncio.create_task(self._evaluate())
 
     async def trains_for(self, directive: messages.Directive) -> bool:
         """Whether the training under way is what another directive wants as well: one of a
@@ -280,7 +287,7 @@ class Worker:
 
     async def _evaluate(self) -> None:
         """Measure the current state on the validation split; a failure costs only the number."""
-        round = self.states.round
+        round, root = self.states.round, self.states.root
         if round in self._evaluated:
             return
         try:
@@ -290,9 +297,14 @@ class Worker:
             loss = await self.session.trainer.do(Evaluate(windows))
         except ArtelError as error:
             emit(log, "state.not_evaluated", round=round, reason=error.message)
-            return
+            if getattr(error, "code", "") != "diverged":
+                return
+            loss = messages.MAX_LOSS  # not finite, which is worth knowing
         self._evaluated.add(round)
-        self.progress.validation = messages.Validation(round=round, loss=loss)
+        said = loss_message(self.session.run, round, root, in_micro(loss))
+        self.progress.validation = messages.Validation(
+            round=round, loss=loss, signature=self.session.identity.sign(said).hex()
+        )
         self._changed()
 
     async def close(self) -> None:

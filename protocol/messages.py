@@ -138,11 +138,13 @@ class Probe(Message):
 
 
 class Validation(Message):
-    """Loss in nats per token on the validation split, of the state with this number."""
+    """Loss in nats per token on the validation split, of the state with this number; the largest
+    one when it is not finite. Signed by the node (:mod:`ledger.entries.kinds.diverged`)."""
 
     KIND = "validation"
     round: Count
     loss: Loss
+    signature: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{128})?$")] = ""
 
 
 class Report(Message):

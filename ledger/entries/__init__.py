@@ -20,7 +20,7 @@ from artel.ledger.entries.kinds.admitted import Admitted, admitted
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
-from artel.ledger.entries.kinds.diverged import Diverged, ToldLoss, diverged
+from artel.ledger.entries.kinds.diverged import ToldLoss, TrainingDiverged, diverged
 from artel.ledger.entries.kinds.handover import Handover, handover, open_seal, seal
 from artel.ledger.entries.kinds.jury_answer import JuryAnswer, jury_answer
 from artel.ledger.entries.kinds.key_rotated import KeyRotated, key_rotated
@@ -67,7 +67,6 @@ __all__ = [
     "Cosignature",
     "DataUse",
     "Dispute",
-    "Diverged",
     "Entry",
     "Genesis",
     "Handover",
@@ -89,6 +88,7 @@ __all__ = [
     "StateVote",
     "StateWrong",
     "ToldLoss",
+    "TrainingDiverged",
     "Transfer",
     "Verdict",
     "VerdictCommitted",

@@ -18,6 +18,7 @@ from artel.coordinator.returning import Returning
 from artel.coordinator.upkeep import Upkeep
 from artel.ledger import entries
 from artel.ledger.entries import reasons
+from artel.ledger.entries.kinds.diverged import in_micro, loss_message
 from artel.ledger.entries.kinds.state_wrong import needed
 from artel.protocol import content, messages
 from artel.protocol.errors import CheckFailed
@@ -309,3 +310,44 @@ async def test_only_the_node_itself_accuses(
     other = entries.state_wrong(members[1].identity, office.run, **fields)
     assert await refused(say(members[0], other)) == "failed"
     assert await refused(say(members[0], members[0].statement())) == "malformed"
+
+
+async def measure(members: list[Member], loss: float) -> None:
+    """Whoever is asked says what it measured of the state that the round starts from."""
+    office = members[0].office
+    for member in [*members, *members]:  # one is asked first, and what it says has all be asked
+        asked = await member.beat()
+        if not asked.evaluate or office.core.state.halted:
+            continue
+        said = loss_message(office.run, asked.round, office.core.state.base, in_micro(loss))
+        found = messages.Validation(
+            round=asked.round, loss=loss, signature=member.identity.sign(said).hex()
+        )
+        fields = {"state_round": asked.round, "state_root": member.root, "phase": "x"}
+        await member.beat(report=messages.Report(**fields, validation=found))
+
+
+async def test_training_that_diverged_is_undone_and_the_run_goes_on(
+    office: Office, members: list[Member], caplog: pytest.LogCaptureFixture
+) -> None:
+    initial = office.core.state.base
+    for member in members:
+        await member.beat()
+    await measure(members, 3.5)
+    await play(members, members, FIRST)
+    for member in members:
+        await member.beat()
+    await measure(members, messages.MAX_LOSS)
+    assert office.core.state.halted
+    (diverged,) = office.bodies("diverged")
+    assert (diverged.state, diverged.root, diverged.better) == (1, FIRST, 0)
+    assert len(diverged.losses) > len(members) / 2
+    assert await returned(office, {initial}) == [initial]
+    (back,) = office.bodies("rolled_back")
+    assert (back.state, office.core.state.base) == (0, initial)
+    assert said(caplog, "run.rolled_back")["grounds"] == "training diverged"
+    assert office.core.metrics.rounds[1].validation is None
+    for member in members:
+        member.root = initial
+    await play(members, members, RIGHT)
+    assert office.core.ledger.state.states == [initial, RIGHT]

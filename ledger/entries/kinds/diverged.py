@@ -54,7 +54,7 @@ class ToldLoss(Record):
     better_signature: Signature
 
 
-class Diverged(Body):
+class TrainingDiverged(Body):
     """The state with the number ``state`` is worse than the one with the number ``better``: nodes
     with more than half of the say of those whose contributions it holds have measured at least five
     quarters of the loss. Signed by a coordinator.
@@ -185,4 +185,4 @@ def diverged(
     """Record that a state is worse than an earlier one, to which the run has to go back."""
     told = tuple(sorted(losses, key=lambda one: one.node))
     body = {"run": run, "state": state, "root": root, "better": better, "better_root": better_root}
-    return signed(Diverged, body | {"losses": told}, coordinator)
+    return signed(TrainingDiverged, body | {"losses": told}, coordinator)

@@ -142,7 +142,7 @@ def test_what_does_not_fit_changes_nothing(reason: str, entry: Envelope) -> None
 
 def test_a_signature_under_another_loss_makes_the_entry_count_for_nothing() -> None:
     honest = entries.decode(ASTRAY.encode()).body
-    assert isinstance(honest, entries.Diverged)
+    assert isinstance(honest, entries.TrainingDiverged)
     lied = [one.model_copy(update={"loss": one.loss + 1}) for one in honest.losses]
     said: dict[str, Any] = {name: getattr(honest, name) for name in ("state", "root", "better")}
     said |= {"better_root": honest.better_root, "losses": lied}
@@ -240,5 +240,5 @@ def test_its_explanation_says_what_was_measured_and_what_it_costs() -> None:
     assert "what has vested stays with all" in back
     infinite = WORLD.diverged(ROUNDS, 2, told(loss=NOT_FINITE))
     body = entries.decode(infinite.encode()).body
-    assert isinstance(body, entries.Diverged)
+    assert isinstance(body, entries.TrainingDiverged)
     assert body.says() == f"the loss of state {ROUNDS} is not finite, that of state 2 was 3.0000"
