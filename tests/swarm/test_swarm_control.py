@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,7 @@ async def test_a_node_pauses_within_a_step_and_goes_on_and_nobody_waits_for_it(
     assert set(fold.rejected.get(peer, ())) <= {"handed_back"}, "nobody waited for it"
 
 
+@pytest.mark.slow
 async def test_the_limits_of_a_running_node_are_obeyed_while_they_are_changed(
     tmp_path: Path,
 ) -> None:
@@ -160,6 +162,7 @@ async def test_the_limits_of_a_running_node_are_obeyed_while_they_are_changed(
         finally:
             await host.close()
         await _quota(home, blob)
+        await _hours_and_idle(home)
 
 
 async def _quota(home: Path, blob: str) -> None:
@@ -176,3 +179,17 @@ async def _quota(home: Path, blob: str) -> None:
     now = await seen(home)
     assert now["settings"]["quota"] == 20
     assert "memory" not in now["settings"]
+
+
+async def _hours_and_idle(home: Path) -> None:
+    """Outside its hours, and while somebody may use the machine, it rests; then it works on."""
+    later = (datetime.now() + timedelta(hours=3)).hour
+    for wishes, why in (
+        ({"hours": f"{later}-{(later + 1) % 24}"}, "it works from"),
+        ({"hours": "", "idle": 1440}, "the machine is in use"),
+        ({"idle": 0}, ""),
+    ):
+        await tell(home, **wishes)
+        now = await seen(home)
+        assert now["resting"].startswith(why), now["resting"]
+        assert bool(now["resting"]) == bool(why)
