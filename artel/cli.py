@@ -35,7 +35,7 @@ GROUPS = {
     "node": ("artel.node.commands", "join a run, see what this machine does"),
     "run": (
         "artel.coordinator.run_commands",
-        "write, explain and prepare the file that describes a run",
+        "write, explain and prepare the file that describes a run, change its rules",
     ),
     "plan": ("artel.coordinator.plan", "say what a model takes: memory, bytes, hours, money"),
     "coordinator": ("artel.coordinator.commands", "publish a run and coordinate its rounds"),

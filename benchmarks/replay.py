@@ -290,7 +290,7 @@ def _made(
     one = told.rounds[number]
     base, _ = training._begin(_order(where, told, one, windows))
     training.begin_head(one.round, node, [])
-    trained = training.steps(windows, one.round, range(one.head), one.steps)
+    trained = training.steps(windows, one.round, range(one.head), one.steps, {})
     for _ in range(steps):
         next(trained)
     return training, training.send(one.round, node, base, 0).payloads[0]

@@ -147,7 +147,8 @@ class Agreeing:
         sharded = core.work.topology_of(members) == "sharded"
         out = blobs.unfinished(base)
         try:
-            order = Order(str(path), base, given, members if sharded else 0, str(out))
+            total = core.ledger.state.rules_at(attempt.round).total
+            order = Order(str(path), base, given, members if sharded else 0, total, str(out))
             root = await self._recomputer.compute(order)
             if self._made and self._made not in core.ledger.state.states[-2:]:
                 blobs.drop(self._made)  # of an attempt that failed

@@ -55,6 +55,11 @@ def status_facts(core: Coordinator) -> dict[str, Any]:
         "phase": state.phase.value,
         "round": state.round,
         "total": rules.total,
+        "paused": rules.paused,
+        "amendments": [
+            {"entry": one.index, "round": one.round, "changes": one.changes}
+            for one in core.ledger.state.amendments
+        ],
         "attempt": state.attempt,
         "state_root": state.base,
         "members": len(state.members),
@@ -138,13 +143,15 @@ def _node(core: Coordinator, peer: str, known: Peer, member: bool, now: float) -
 
 
 def _validation(core: Coordinator) -> dict[str, Any]:
-    """First and newest evaluation: the loss of the state that a round starts from."""
+    """First and newest evaluation: the loss of the state that a round starts from; and the best one
+    lately where the newest lies far above it, else 0."""
     known = [
         {"round": number, "loss": metrics.validation}
         for number, metrics in sorted(dict(core.metrics.rounds).items())
         if metrics.validation is not None
     ]
-    return {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
+    ends = {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
+    return ends | {"climbed_from": core.metrics.climbed()}
 
 
 def _last_round(core: Coordinator) -> dict[str, Any]:

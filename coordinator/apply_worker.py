@@ -43,7 +43,7 @@ def compute(run: Prepared, order: dict[str, Any]) -> str:
         for node, tokens, blobs in order["given"]
     ]
     state, _ = next_state(
-        config.exchange, config.rounds.total, run.layout, base, given, members=order["members"]
+        config.exchange, order["total"], run.layout, base, given, members=order["members"]
     )
     return write_state(Path(order["out"]), state, durable=False)
 

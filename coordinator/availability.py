@@ -59,7 +59,6 @@ class Availability:
         self._lacking: Counter[str] = Counter()  # by node
         self._looks: set[asyncio.Future[None]] = set()  # under way
         self._withheld: set[str] = set()  # whose contributions cannot be had
-        self._settle_s = coordinator.manifest.config.rounds.settle_s
 
     @property
     def needed(self) -> bool:
@@ -174,7 +173,7 @@ class Availability:
         """
         self._begin((attempt.round, attempt.attempt))
         listed = {node: (await self._listed(attempt, node))[1] for node in attempt.accepted}
-        await self._bring(listed, max(LEAST_S, self._settle_s / 4))
+        await self._bring(listed, max(LEAST_S, self._core.rules.settle / 4))
         looks = (self._have(attempt, node, range(len(of))) for node, of in listed.items())
         for error in await asyncio.gather(*looks, return_exceptions=True):
             if isinstance(error, BaseException):
@@ -201,7 +200,7 @@ class Availability:
             self._withheld.clear()
 
     def _patience(self) -> float:
-        return max(LEAST_S, self._settle_s * KEPT_BACK)
+        return max(LEAST_S, self._core.rules.settle * KEPT_BACK)
 
     async def _listed(
         self, attempt: Attempt, node: str

@@ -34,6 +34,8 @@ class Order:
     """Accepted node, its tokens, its blobs as files."""
     members: int
     """Of the attempt in a sharded round, else 0."""
+    total: int
+    """Rounds of the run, by the rules of that round."""
     out: str
 
 

@@ -1,4 +1,4 @@
-"""``artel run``: write, explain and prepare the file that describes a run."""
+"""``artel run``: write, explain and prepare the file that describes a run, and change its rules."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ QUIET_S = 3.0
 
 app = commandline.group(
     "run",
-    "Write, explain and prepare the file that describes a run.",
+    "Write, explain and prepare the file that describes a run; change the rules of one that goes "
+    "on.",
     {
         0: "done",
-        1: "a prepared run is damaged",
+        1: "a prepared run is damaged, or its ledger refuses the change",
         2: "the file, its data or its model cannot be used",
+        3: "nobody takes the change",
         4: "this machine lacks something (disk space, the lock of a home)",
     },
 )
+
+for _command in ("amend", "pause", "resume", "stop", "extend", "status"):
+    app.command(f"artel.coordinator.organising:{_command}", name=_command)
 
 RunFile = Annotated[Path, commandline.value(options.path, RUN_FILE)]
 

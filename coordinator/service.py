@@ -86,7 +86,7 @@ class Coordinator:
         self.witnessing = Witnessing(sequencer.store, heads, lambda: self.ledger.state, identity)
         self.verdicts = Verdicts(sequencer, fingerprints, manifest.config.trust.tolerances)
         self.submissions = Submissions(sequencer, heads, run, self.verdicts, clock)
-        self.rules = round_state.RoundRules.of(manifest.config)
+        self.rules, self._amended = round_state.RoundRules.of(manifest.config), dict[str, str]()
         self.recompute = 0
         """It comes to one of so many states itself, by chance; 0: only where it has to."""
         self.work = assignment.Work.of(manifest.config)
@@ -106,6 +106,7 @@ class Coordinator:
         """Whether this term is to end (:mod:`coordinator.term_watch`): no round is opened."""
         self.not_ending = ""
         """Why it goes on although its owner wanted it to end."""
+        self._follow()
         self.state = resumed(sequencer.state, clock())
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -120,6 +121,14 @@ class Coordinator:
         """Whether electors are to seal this term now: between two rounds, no work is lost."""
         over = round_state.Phase.WAITING, round_state.Phase.FINISHED
         return self.ending and self.state.phase in over
+
+    def _follow(self) -> None:
+        """Go by the rules of the round that is under way or comes next."""
+        fold = self.ledger.state
+        if (changes := fold.changes_at(fold.round)) != self._amended:
+            self._amended, self.work = changes, fold.work
+            self.rules = round_state.RoundRules.of(self.manifest.config).amended(changes)
+            self.planner.follow(self.rules, self.work)
 
     async def _close_attempt(self) -> None:
         """Record that the attempt under way, which cannot go on, has failed."""
@@ -243,6 +252,7 @@ class Coordinator:
     async def _turn(
         self, event: round_state.Event, shown: Sequence[Arrival] | str = ()
     ) -> list[round_state.Action]:
+        self._follow()
         state, actions = rounds.step(self.rules, self.state, event)
         if actions and isinstance(actions[0], round_state.Refuse):
             raise wire.Refused(actions[0].reason, code=actions[0].code)

@@ -355,7 +355,7 @@ class Standby:
                     await asyncio.to_thread(self._stock.label, self.state.states)
                     emit(log, "standby.ready", round=self.state.round, size=self.own.store.size)
                 number, root = self.state.round, self.state.states[-1]
-                if number != done and self._stock.wanted(number):
+                if number != done and self._stock.wanted(number, self.state.founded.total):
                     held = await self._stock.mirror(number, root, await self._holders())
                     done = number if held else -1
             except Unreachable as error:
@@ -370,7 +370,6 @@ class Standby:
         """What is known here, for the page and the API; for any thread."""
         store, state = self.own.store, self.state
         found = finality.of_heads(self.own.heads, state)
-        rules = state.rules
         return {
             "run": self.own.run,
             "role": "standby",
@@ -380,7 +379,7 @@ class Standby:
             "leads": not self.waits,
             "sealed": self._seals.sealed(state) if state.size else -1,
             "round": state.round,
-            "total": rules.total if rules is not None else 0,
+            "total": state.founded.total if state.rules is not None else 0,
             "ledger": {
                 "size": store.size,
                 "root": store.root.hex(),

@@ -82,11 +82,11 @@ class Stock:
             wanted = delivery.Wanted(blob, holders, size, kind)
             await delivery.fetch(self._host, self._blobs, wanted)
 
-    def wanted(self, round: int) -> bool:
-        """Whether the state before this round is one that is copied here."""
+    def wanted(self, round: int, total: int) -> bool:
+        """Whether the state before this round, of a run of so many, is one that is copied here."""
         rounds = self._manifest.config.rounds
         every = [number for number in (rounds.mirror_every, rounds.keep_every) if number]
-        return any(round % number == 0 or round == rounds.total for number in every)
+        return any(round % number == 0 or round == total for number in every)
 
     def _hold(self, round: int, root: str) -> None:
         """Keep a state that is here: for good, or until newer ones come."""

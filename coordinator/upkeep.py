@@ -113,16 +113,16 @@ class Upkeep:
     async def _follow(self) -> None:
         """After each agreed state: keep a copy of it, and let old contributions go."""
         core = self._core
-        done = -1
+        done, total = -1, -1
         while True:
             async with core.changed:
-                while core.state.round == done:
+                while (core.state.round, core.rules.total) == (done, total):
                     await core.changed.wait()
-            done = core.state.round
+            done, total = core.state.round, core.rules.total
             await self._prune()
-            wanted = self._stock.wanted(done) or core.blobs.has(core.state.base)
+            wanted = self._stock.wanted(done, total) or core.blobs.has(core.state.base)
             copied = not wanted or await self._mirror(done, core.state.base)
-            if done == core.rules.total:
+            if done == total:
                 since_end = core.clock() - core.state.since
                 self._copied = copied or since_end > RELEASE_AFTER_S
                 await self._release()

@@ -105,7 +105,7 @@ class Applying:
             began = time.monotonic()
             await self._do_my_part(closed, patience)
             took = time.monotonic() - began
-            grace = self._session.manifest.config.rounds.grace_s
+            grace = self._session.config_at(closed.round).rounds.grace_s
             closed = await self._all_aggregates(closed, refresh, min(patience, max(grace, took)))
         return await self._sharded(closed)
 
@@ -120,7 +120,8 @@ class Applying:
             Counted(node, path, closed.weights[node])
             for node, path in zip(closed.accepted, paths, strict=True)
         ]
-        order = Apply(closed.round, counted, self._session.work_dir)
+        changes = self._session.changes_at(closed.round)
+        order = Apply(closed.round, counted, self._session.work_dir, changes)
         return await uninterrupted(self._advance(closed, order))
 
     async def _advance(self, closed: ClosedRound, order: Command[Applied]) -> Applied:
@@ -229,6 +230,7 @@ class Applying:
             nodes=closed.accepted,
             out=self._session.work_dir,
             count=len(closed.members),
+            changes=self._session.changes_at(closed.round),
         )
         applied = await uninterrupted(self._advance(closed, order))
         wrong = (

@@ -296,12 +296,13 @@ class Auditing:
         :raises Unreachable: nobody can give one
         :raises CheckFailed: one that is needed was never recorded
         """
-        body, work = told.body, assignment.Work.of(self._session.manifest.config)
+        body, session = told.body, self._session
+        work = assignment.Work.of(session.config_at(body.round))
         steps = told.steps[body.node]
         windows = await self._corpus.assigned(told.steps, told.cursor, body.node, pin=False)
         cut, tail = work.windows(work.head(body.round, steps)), after.body.tail if after else 0
         sharded = work.topology_of(len(told.steps)) == "sharded"
-        sparse = codec.of(self._session.manifest.config.exchange).sparse
+        sparse = codec.of(session.manifest.config.exchange).sparse
         peers = [body.node, *(peer for peer in told.accepted if peer != body.node)]
         return SpanRound(
             round=body.round,
@@ -315,6 +316,7 @@ class Auditing:
             tail_windows=windows[cut:] if tail else (),
             slices=len(told.steps) if sharded else 0,
             aggregates=await self._slices(told, peers) if sharded and sparse and after else (),
+            changes=session.changes_at(body.round),
         )
 
     async def _state(self, root: str, likely: list[str]) -> Path:

@@ -33,6 +33,8 @@ class Wish:
     base: str
     windows: tuple[Window, ...]
     members: int
+    changes: tuple[tuple[str, str], ...]
+    """What was amended for the round; it is settled once the round was opened."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Contributing:
         :returns: the windows of the tail, for :meth:`go_on`
         """
         session, progress = self._session, self._progress
-        work, me = assignment.Work.of(session.manifest.config), session.identity.peer_id
+        config, me = session.config_at(attempt.round), session.identity.peer_id
+        work = assignment.Work.of(config)
         steps = attempt.steps[me]
         progress.round = attempt.round
         progress.phase = "fetching"
@@ -84,7 +87,9 @@ class Contributing:
         cut = work.windows(work.head(attempt.round, steps))
         head, tail = windows[:cut], windows[cut:]
         made = self._made
-        wish = Wish(attempt.round, self._states.root, tuple(windows), len(attempt.accounts))
+        changes = tuple(sorted(session.changes_at(attempt.round).items()))
+        members = len(attempt.accounts)
+        wish = Wish(attempt.round, self._states.root, tuple(windows), members, changes)
         held = made is not None and all(map(session.blobs.has, (made.blob, *made.parts)))
         if made is None or made.wish != wish or not held:
             await self._train(wish, steps, head, directive)
@@ -94,7 +99,7 @@ class Contributing:
         self, wish: Wish, steps: int, head: Windows, directive: messages.Directive
     ) -> None:
         session, progress = self._session, self._progress
-        config, me = session.manifest.config, session.identity.peer_id
+        config, me = session.config_at(wish.round), session.identity.peer_id
         work = assignment.Work.of(config)
         tail = work.tail(wish.round, steps)
         sharded = work.topology_of(wish.members) == "sharded"
@@ -113,6 +118,7 @@ class Contributing:
             deadline=time.monotonic() + directive.remaining if config.rounds.box_s else None,
             carried=session.replica.state.tails.get(me, 0),
             span=work.goes_on(wish.round, session.replica.state.spans.get(me)),
+            changes=dict(wish.changes),
         )
         result = await session.trainer.do(order, on_progress=self._report)
         progress.step, progress.loss = result.head, result.loss

@@ -342,7 +342,7 @@ class Daemon:
             what = f"credit for other work since round {fold.round}"
             if fold.round != self._round_shown:
                 self._round_shown = fold.round
-                total = self.session.manifest.config.rounds.total
+                total = self.session.rounds.total
                 what = f"round {fold.round} of {total} agreed"
             self._say(
                 f"{what}: {gained:+,} credit, {credit:,} in all (vested and pending), "
@@ -364,7 +364,7 @@ class Daemon:
 
     def _round_left(self) -> float:
         """How long the round under way can still need this node, by the run's rules; in seconds."""
-        rounds, directive = self.session.manifest.config.rounds, self.directive
+        rounds, directive = self.session.rounds, self.directive
         if directive is None or not self._in_round():
             return 0.0
         left = max(0.0, directive.remaining - (time.monotonic() - self._heard_at))

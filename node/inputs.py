@@ -128,7 +128,7 @@ class Inputs:
         """The seconds that the next step with items may take."""
         began = time.monotonic()
         try:
-            yield (self._session.manifest.config.rounds.settle_s * HINTED - self.waited) / 2
+            yield (self._session.rounds.settle_s * HINTED - self.waited) / 2
         finally:
             self.waited += time.monotonic() - began
 
@@ -155,7 +155,7 @@ class Inputs:
         }
         patience = math.inf
         if session.holders:
-            rules, began = session.manifest.config.rounds, time.monotonic()
+            rules, began = session.rounds, time.monotonic()
             # All together: who gives a slice to the coordinator alone costs others one wait.
             patience = max(MORE_S, max(LEAST_S, rules.settle_s * KEPT_BACK) - self._lacked)
             await self._fetch_some([*wanted.values()], patience=patience)

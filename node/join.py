@@ -317,7 +317,7 @@ async def _require_open(session: Session, invite: Invite, say: Callable[[str], N
 
     :raises UsageError: to all others there is nothing to do
     """
-    state, total = session.replica.state, session.manifest.config.rounds.total
+    state, total = session.replica.state, session.rounds.total
     if state.round < total:
         return
     ended = f"the run is finished: all of its {total:,} rounds are agreed"

@@ -39,7 +39,7 @@ def overview(daemon: Daemon) -> dict[str, Any]:
         "account": account,
         "task": directive.task if directive else "",
         "reason": directive.reason if directive else "not connected yet",
-        "rounds_total": session.manifest.config.rounds.total,
+        "rounds_total": session.rounds.total,
         "computing": report.computing,
         "credit": daemon.credit(),
         "vested": owned.vested if owned else 0,

@@ -18,12 +18,14 @@ from artel.node.link import Link
 from artel.node.sealing import Sealing
 from artel.node.supervisor import Trainer
 from artel.protocol import messages
+from artel.protocol.amending import amended
 from artel.protocol.errors import UsageError
 from artel.protocol.identity import Identity
 from artel.protocol.manifest import Manifest
 from artel.protocol.net.blobs import BlobStore
 from artel.protocol.net.host import Host
 from artel.protocol.net.slots import Caller, Rank
+from artel.protocol.run_config import RoundsSection, RunConfig
 from artel.protocol.state import state_bytes
 
 
@@ -64,6 +66,19 @@ class Session:
     def state_bytes(self) -> int:
         """Of a state file of this run."""
         return state_bytes(self.manifest.model.parameters, self.manifest.config.exchange.outer)
+
+    def changes_at(self, round: int) -> dict[str, str]:
+        """What the organiser has amended of the manifest for a round, by our copy of the ledger."""
+        return self.replica.state.changes_at(round)
+
+    def config_at(self, round: int) -> RunConfig:
+        """The run's configuration as it is in a round."""
+        return amended(self.manifest.config, self.changes_at(round))
+
+    @property
+    def rounds(self) -> RoundsSection:
+        """The rules of the round that is under way or comes next."""
+        return self.config_at(self.replica.state.round).rounds
 
     @property
     def holders(self) -> int:

@@ -43,7 +43,7 @@ COUNT_S = 4.0
 class Standstill:
     """What one elector sees of it; the event loop owns it.
 
-    :param rules: of the run's rounds
+    :param rules: of the run's rounds, as the manifest has them
     :param handover_s: ``coordination.handover_s`` of the run
     :param clock: steady seconds
     """
@@ -58,7 +58,7 @@ class Standstill:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._host, self._run, self._replica = host, run, replica
-        self._rules, self._handover_s, self._clock = rules, handover_s, clock
+        self._written, self._handover_s, self._clock = rules, handover_s, clock
         self.ready: Callable[[], bool] = lambda: False
         """Whether this node itself holds the newest state and would take part in a round."""
         self._round: tuple[int, int] = (-1, -1)  # term, and number of the newest state
@@ -68,6 +68,12 @@ class Standstill:
         self._counted_to = 0.0  # so long the nodes that were counted last are taken to be there
         self._counting: asyncio.Task[dict[str, HolderRecord]] | None = None
 
+    @property
+    def _rules(self) -> RoundRules:
+        """The rules of the round that is under way or comes next."""
+        state = self._replica.state
+        return self._written.amended(state.changes_at(state.round))
+
     def overdue(self, patience: float) -> str:
         """Why somebody else should lead, in words; "" for no reason.
 
@@ -75,7 +81,8 @@ class Standstill:
         """
         state = self._replica.state
         self._follow(state)
-        if not state.size or state.round >= self._rules.total:
+        rules = self._rules
+        if not state.size or state.round >= rules.total or rules.paused:
             return ""
         failed = self._phase[0] - self._first
         if failed * self._handover_s >= ATTEMPTS * patience:
@@ -95,7 +102,7 @@ class Standstill:
         self._for += passed
         if self._phase[1]:
             return
-        if not self.ready():
+        if not self.ready() or self._rules.paused:
             self._for = self._counted_to = 0.0
             return
         half = self._bound(state, patience) / 2

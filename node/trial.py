@@ -116,5 +116,6 @@ class Newcomer:
             head=head,
             windows=windows,
             blobs=(),
+            changes=session.changes_at(body.round),
         )
         return BeginReplay(body.node, [one], session.work_dir / "trial.bin")

@@ -172,6 +172,10 @@ class Work:
             span=rounds.span,
         )
 
+    def amended(self, total: int) -> Work:
+        """That of a run of so many rounds."""
+        return self if total == self.total else replace(self, total=total)
+
     @property
     def least(self) -> int:
         """Fewest steps that a member can be assigned."""

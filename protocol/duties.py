@@ -46,6 +46,8 @@ def directive(rules: RoundRules, state: RunState, peer: str, now: float) -> Duty
         reason = f"waiting for {missing} more node(s)" if missing > 0 else "the round opens soon"
         if missing <= 0 and left > 0:
             reason = f"attempt {state.failed + 1} of the round opens in {left:.0f} s"
+        if rules.paused:
+            reason = "the organiser has paused the run"
         if state.halted:
             reason = "a state was proven wrong; the run goes back to one before it"
         return Duty("wait", _sitting_out(state, peer) or reason, state.base)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from artel.protocol.amending import PAUSED, value_of
 from artel.protocol.assignment import GATHER_MEMBERS
 from artel.protocol.pauses import Pause
 from artel.protocol.run_config import RunConfig
@@ -61,6 +62,14 @@ MISCOMBINED = "combined its slice wrongly"
 FALSELY_ACCUSED = "called a right slice wrong"
 
 
+AMENDED = {
+    **{f"rounds.{name}": name for name in ("total", "min_nodes", "max_nodes", "quorum")},
+    **{f"rounds.{name}_s": name for name in ("deadline", "grace", "reveal", "settle")},
+    PAUSED: "paused",
+}
+"""What of a run's amendments (:mod:`.amending`) is a rule of its rounds."""
+
+
 @dataclass(frozen=True)
 class RoundRules:
     """The manifest's rules of a round. Times in seconds.
@@ -87,6 +96,13 @@ class RoundRules:
     checked: bool = False
     """A state is agreed only when one of its signers was seen to hold it and, where that is needed,
     when the coordinator has come to the same root (:class:`Held`, :class:`Recomputed`)."""
+    paused: bool = False
+    """No round is opened."""
+
+    def amended(self, changes: Mapping[str, str]) -> RoundRules:
+        """The rules of a round for which these changes hold."""
+        known = {AMENDED[name]: (name, text) for name, text in changes.items() if name in AMENDED}
+        return replace(self, **{field: value_of(*said) for field, said in known.items()})
 
     @classmethod
     def of(cls, config: RunConfig) -> RoundRules:

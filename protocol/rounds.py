@@ -221,6 +221,8 @@ def _without(state: RunState, peer: str) -> RunState:
 
 def _advance(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     """One transition if its condition holds, else no actions."""
+    if state.phase is Phase.FINISHED and state.round < rules.total:  # it was extended
+        state = replace(state, phase=Phase.WAITING, since=now)
     if state.phase is Phase.WAITING:
         return _try_open(rules, state, now)
     if state.phase is Phase.TRAINING:
@@ -235,7 +237,7 @@ def _advance(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, 
 def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
-    waits = state.halted or state.unranked
+    waits = state.halted or state.unranked or rules.paused
     if waits or now - state.since < pauses.wait_before(state.failed):
         return state, []
     members = members_of(rules, state)

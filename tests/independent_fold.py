@@ -6,6 +6,7 @@ A rule yields its reasons, each or a false value; the first one ends it. Behind 
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64decode, b64encode
 from bisect import bisect_right
 from collections import Counter, defaultdict
@@ -32,6 +33,33 @@ def holds(key: str, signature: bytes, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def within(name: str, text: str) -> bool:
+    """Whether an amendment can give a setting this value."""
+    words = {
+        "paused": ("true", "false"),
+        "optimizer.schedule": ("cosine", "wsd", "constant"),
+    }
+    if name in words:
+        return text in words[name]
+    bounds: dict[str, tuple[float, float]] = {
+        "optimizer.lr": (1e-12, 1),
+        "optimizer.final_lr_fraction": (0, 1),
+        "rounds.total": (1, 1_000_000),
+        "rounds.min_nodes": (1, 1024),
+        "rounds.max_nodes": (1, 1024),
+        "rounds.quorum": (1e-12, 1),
+        "rounds.deadline_s": (1, 86_400),
+        "rounds.grace_s": (0, 3600),
+        "rounds.reveal_s": (1, 3600),
+        "rounds.settle_s": (1, 3600),
+    }
+    whole = name in ("rounds.total", "rounds.min_nodes", "rounds.max_nodes")
+    number = r"(0|[1-9][0-9]{0,6})" + ("" if whole else r"(\.[0-9]{1,12})?")
+    if name not in bounds or not re.fullmatch(number, text):
+        return False
+    return bounds[name][0] <= float(text) <= bounds[name][1]
 
 
 def key_of(peer: str) -> str:
@@ -105,7 +133,8 @@ class Fold:
             set[tuple[int, str]](),
             Counter[int](),
         )
-        self.anchors, self.settled, self.astray = dict[int, Any](), list[Any](), list[int]()
+        self.anchors, self.settled_credit, self.astray = dict[int, Any](), list[Any](), list[int]()
+        self.amendments = list[tuple[int, dict[str, str]]]()
         for leaf in leaves:
             self.add(leaf)
 
@@ -225,7 +254,7 @@ class Fold:
 
     def tail(self, round: int, h: int) -> int:
         tau = self.config.get("exchange", {}).get("overlap_steps", 0)
-        last = round >= self.total - 1 or (self.every and (round + 1) % self.every == 0)
+        last = round >= self.total_at(round) - 1 or (self.every and (round + 1) % self.every == 0)
         if not tau or last:
             return 0
         return min(h - 1, max(1, (2 * tau * h + self.h) // (2 * self.h)))
@@ -238,9 +267,20 @@ class Fold:
     def least(self) -> int:
         return -(-self.h // 4) if self.boxed else self.h
 
+    def settled(self, name: str, round: int, default: object = 0) -> Any:
+        """What a setting is in a round, as a text where it was amended."""
+        value: Any = self.config
+        for part in name.split("."):
+            value = value.get(part, {}) if isinstance(value, dict) else {}
+        found = [c[name] for at, c in self.amendments if at <= round and name in c]
+        return found[-1] if found else default if value == {} else value
+
+    def total_at(self, round: int) -> int:
+        return int(self.settled("rounds.total", round))
+
     @property
     def total(self) -> int:
-        return int(self.config["rounds"]["total"])
+        return self.total_at(self.round)
 
     def windows(self, steps: int) -> int:
         return steps * self.config["optimizer"]["batch_size"]
@@ -276,7 +316,7 @@ class Fold:
             number = max([self.round // -(-self.fame // 16), *self.lately])
             self.lately.setdefault(number, Counter())[item.account] += item.amount
         if where == "vested" and item.kind in ("compute", "audit"):
-            self.settled.append(item)
+            self.settled_credit.append(item)
 
     def forfeit(self, name: str) -> None:
         for number, part in self.lately.items():
@@ -414,6 +454,24 @@ class Fold:
         assert self.closed_to is not None
         self.closed_to.add(b.key)
 
+    def amended(self, b: Any) -> Rule:
+        yield self.by != {self.organiser} and "wrong_signers"
+        yield b.number != len(self.amendments) + 1 and "wrong_sequence"
+        first, total = self.round + (self.attempt is not None), self.total_at(b.round)
+        yield (self.closed or not first <= b.round <= total) and "out_of_order"
+        yield not all(within(*each) for each in b.changes.items()) and "not_amendable"
+        sides = {"rounds.min_nodes": 1, "rounds.max_nodes": 1024}
+        least, most = (
+            int(b.changes.get(name) or self.settled(name, b.round, usual))
+            for name, usual in sides.items()
+        )
+        most_written = self.config["rounds"].get("max_nodes", 1024)
+        yield not least <= most <= most_written and "not_amendable"
+        yield int(b.changes.get("rounds.total", b.round)) < b.round and "not_amendable"
+        yield b.number > 1024 and "not_amendable"
+        self.amendments.append((b.round, b.changes))
+        self.amendments.sort(key=lambda each: each[0])
+
     def key_rotated(self, b: Any) -> Rule:
         owner, others = self.named(b.account), [*self.by - {b.key}]
         yield owner is None and "unknown_account"
@@ -458,6 +516,7 @@ class Fold:
         again = self.attempt and self.attempt.round == b.round
         yield again and b.attempt <= self.attempt.attempt and "out_of_order"
         yield b.attempt < self.begun[b.round] and "out_of_order"
+        yield self.settled("paused", self.round) == "true" and "run_paused"
         yield any(charge.proven for charge in self.charges.values()) and "proven_wrong"
         yield b.base != self.states[-1] and "wrong_state"
         yield not self.nodes.keys() >= set(b.members) and "unknown_node"
@@ -471,7 +530,7 @@ class Fold:
         standings = self.standings()
         new = [name for name in names if name not in standings]
         many = len(new) > max(1, (len(names) - len(new)) // 3) or len(new) > len(set(new))
-        needed = len(names) <= self.config["rounds"].get("min_nodes", 1)
+        needed = len(names) <= int(self.settled("rounds.min_nodes", self.round, 1))
         founded = len(standings) >= self.config.get("trust", {}).get("founders", 4)
         yield many and founded and not needed and "too_many_newcomers"
         parts = {
@@ -835,7 +894,7 @@ class Fold:
         for source, item in [*self.pending.items()]:
             if item.kind != "witness" and item.round >= number:
                 self.settle(source, "invalidated")
-        for item in sorted(self.settled, key=lambda item: item.round)[::-1]:
+        for item in sorted(self.settled_credit, key=lambda item: item.round)[::-1]:
             owner = self.accounts[item.account]
             if item.account in signers and item.round >= wrong - 1 and owner.vested >= item.amount:
                 owner.vested, owner.invalidated = (
@@ -844,7 +903,7 @@ class Fold:
                 )
         for name in signers:
             self.forfeit(name)
-        self.settled = [item for item in self.settled if item.round < number]
+        self.settled_credit = [item for item in self.settled_credit if item.round < number]
         self.audits = {source: one for source, one in self.audits.items() if one.last < number}
         for made in range(number + 1, self.round + 1):
             self.begun[made - 1] = max(self.begun[made - 1], self.anchors.pop(made).attempt + 1)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from artel.ledger.sync.client import LedgerView
 
 KINDS = (
-    *("genesis", "admitted", "account", "key_rotated", "node", "round_opened", "round_committed"),
+    *("genesis", "amended", "admitted", "account", "key_rotated", "node"),
+    *("round_opened", "round_committed"),
     *("contribution", "round_closed", "aggregate", "slice_wrong", "state_agreed", "run_closed"),
     *("state_wrong", "jury_answer", "diverged", "rolled_back", "state_upheld"),
     *("witnessed", "handover", "verdict_committed", "verdict"),

@@ -79,6 +79,22 @@ def send(ledger: LedgerOptions, view: LedgerView, saying: str, envelope: Envelop
     ledger.show(facts, [f"it is entry {index} of the ledger, {labels.pending(view.needed)}"])
 
 
+def organiser(ledger: LedgerOptions, key: Path | None) -> Identity:
+    """The organiser's key: of a file that a person names, or else of the home.
+
+    :raises UsageError: there is none
+    """
+    from artel.ledger.store.keyfiles import ORGANISER_KEY, require_home_of
+    from artel.protocol import identity
+    from artel.protocol.paths import expanded
+
+    file = expanded(key) if key else ledger.folder / ORGANISER_KEY
+    if not file.exists():
+        hint = f"name the home with {ORGANISER_KEY}, or that file: --key FILE"
+        require_home_of("coordinator", ledger.folder, hint)
+    return identity.load(file)
+
+
 def speaker(view: LedgerView, key: Identity, path: Path) -> tuple[str, Account]:
     """The account that a key speaks for: its name and what the ledger says about it.
 

@@ -65,8 +65,6 @@ def admit(
     :param key: the organiser's key file; otherwise HOME/organiser.key
     """
     from artel.ledger import entries
-    from artel.ledger.store.keyfiles import ORGANISER_KEY, require_home_of
-    from artel.protocol import identity
 
     with ledger.opened() as view:
         if view.state.founded.trust.admission == "open":
@@ -74,11 +72,7 @@ def admit(
                 "admission to this run is open: anybody may register, and nobody need be let in",
                 'only a run whose [trust] says admission = "list" has a list to add to',
             )
-        file = expanded(key) if key else ledger.folder / ORGANISER_KEY
-        if not file.exists():
-            hint = f"name the home with {ORGANISER_KEY}, or that file: --key FILE"
-            require_home_of("coordinator", ledger.folder, hint)
-        organiser = identity.load(file)
+        organiser = sending.organiser(ledger, key)
         envelope = entries.admitted(organiser, view.state.run, account)
         sending.send(ledger, view, f"account {account[:12]} may take part in the run", envelope)
     return EXIT_OK

@@ -18,6 +18,7 @@ from artel.ledger.entries.kinds import BODIES
 from artel.ledger.entries.kinds.account import AccountBody, account, recovery_digest
 from artel.ledger.entries.kinds.admitted import Admitted, admitted
 from artel.ledger.entries.kinds.aggregate import Aggregate, aggregate
+from artel.ledger.entries.kinds.amended import Amended, amended, earliest
 from artel.ledger.entries.kinds.contribution import Contribution, contribution
 from artel.ledger.entries.kinds.dispute import Dispute
 from artel.ledger.entries.kinds.diverged import ToldLoss, TrainingDiverged, diverged
@@ -62,6 +63,7 @@ __all__ = [
     "AccountBody",
     "Admitted",
     "Aggregate",
+    "Amended",
     "Body",
     "Contribution",
     "Cosignature",
@@ -96,12 +98,14 @@ __all__ = [
     "account",
     "admitted",
     "aggregate",
+    "amended",
     "by_account",
     "contribution",
     "credits_after",
     "credits_back",
     "decode",
     "diverged",
+    "earliest",
     "entry_id",
     "handover",
     "jury_answer",

@@ -22,6 +22,7 @@ from artel.ledger.entries.credit_map import CreditMap, KeptMap
 from artel.ledger.entries.electors import Electors
 from artel.ledger.entries.records import (
     Account,
+    Amendment,
     Anchor,
     Attempt,
     Audit,
@@ -59,6 +60,9 @@ class FoldState:
     """Who has led the run, the last one does."""
     electors: Electors = field(default_factory=Electors)
     rules: LedgerRules | None = None
+    """As the manifest has them."""
+    amendments: list[Amendment] = field(default_factory=list)
+    """What the organiser has changed, by the round from which on it holds, then as they came."""
     states: list[str] = field(default_factory=list)
     """Agreed state roots; ``states[r]`` is what round r starts from."""
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -167,10 +171,24 @@ class FoldState:
         return max(0, len(self.states) - 1)
 
     @property
-    def founded(self) -> LedgerRules:
+    def written(self) -> LedgerRules:
         """The rules of the manifest. Only where there is one."""
         assert self.rules is not None
         return self.rules
+
+    @property
+    def founded(self) -> LedgerRules:
+        """The rules of :attr:`round`. Only where there is a manifest."""
+        return self.rules_at(self.round)
+
+    def changes_at(self, round: int) -> dict[str, str]:
+        """What has been amended of the manifest for a round: setting to value."""
+        known = (one.changes for one in self.amendments if one.round <= round)
+        return {name: text for changes in known for name, text in changes.items()}
+
+    def rules_at(self, round: int) -> LedgerRules:
+        """The rules of a round, as far as they are known; of one that was opened for good."""
+        return self.written.amended(self.changes_at(round)) if self.amendments else self.written
 
     @property
     def term(self) -> Term:

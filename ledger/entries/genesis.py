@@ -23,7 +23,7 @@ from artel.protocol.dsse import Signing
 from artel.protocol.errors import DecodeError
 from artel.protocol.round_state import BAD_SIGNATURE
 from artel.protocol.schema import checked, refused
-from artel.protocol.terms import LedgerSection, OwnershipSection, TrustSection
+from artel.protocol.terms import MAX_NODES, LedgerSection, OwnershipSection, TrustSection
 
 WORK = {
     "compute": "token that was assigned, trained on and agreed on",
@@ -202,6 +202,7 @@ def _rules(manifest: dict[str, Any], organiser: str) -> LedgerRules:
         arbiters=frozenset(ownership.arbiters or (organiser,)),
         trust=_section(manifest, TrustSection, "trust"),
         min_nodes=max(1, _count(manifest, "config", "rounds", "min_nodes")),
+        max_nodes=_count(manifest, "config", "rounds", "max_nodes") or MAX_NODES,
         data=_data_use(manifest),
     )
 

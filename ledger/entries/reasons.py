@@ -115,6 +115,8 @@ NEWCOMERS = "too_many_newcomers"
 TOO_MANY_SEATS = "too_many_seats"
 TOO_MANY_NODES = "too_many_nodes"
 WRONG_GROUNDS = "wrong_grounds"
+NOT_AMENDABLE = "not_amendable"
+RUN_PAUSED = "run_paused"
 
 IGNORED = {
     BAD_SIGNATURE: "a signature does not verify",
@@ -168,6 +170,8 @@ IGNORED = {
     NO_JURY: "fewer than two other accounts, with standing once the run is founded, could check it",
     NOT_ACCUSED: "speaks of a state that nobody calls wrong, or on which is decided",
     NOT_PROVEN: "goes back behind, or upholds, a state that was not proven wrong",
+    NOT_AMENDABLE: "changes what cannot be changed while the run goes on, or to what it cannot be",
+    RUN_PAUSED: "the organiser has paused the run, and opened it for no round since",
     PROVEN_WRONG: "a jury has proven a state wrong, or training diverged, and the coordinator has "
     "not yet gone back behind that state, or upheld it",
     TOO_MANY_SETBACKS: "training diverged more often in a row than a run goes back for",

@@ -59,6 +59,17 @@ def signers_in(term: int | None, terms: Iterable[Term]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Amendment:
+    """What the organiser has changed (:mod:`ledger.entries.kinds.amended`)."""
+
+    index: int
+    """Of its entry."""
+    round: int
+    """From which on it holds."""
+    changes: dict[str, str]
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Work of a member that does not count, or what is held against it; see ``reasons``."""
 

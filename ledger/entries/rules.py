@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from artel.protocol.amending import PAUSED, TOTAL
 from artel.protocol.assignment import Work
-from artel.protocol.terms import OwnershipSection, TrustSection
+from artel.protocol.terms import MAX_NODES, OwnershipSection, TrustSection
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,23 @@ class LedgerRules:
     trust: TrustSection
     min_nodes: int = 1
     """Members that a round needs."""
+    max_nodes: int = MAX_NODES
+    """Most members of a round."""
     data: DataUse | None = None
+    paused: bool = False
+    """No round is opened."""
+
+    def amended(self, changes: Mapping[str, str]) -> LedgerRules:
+        """The rules with these changes (:mod:`protocol.amending`), which are within bounds."""
+        total = int(changes.get(TOTAL, self.total))
+        return replace(
+            self,
+            total=total,
+            work=self.work.amended(total),
+            min_nodes=int(changes.get("rounds.min_nodes", self.min_nodes)),
+            max_nodes=int(changes.get("rounds.max_nodes", self.max_nodes)),
+            paused=changes.get(PAUSED, "true" if self.paused else "") == "true",
+        )
 
     @cached_property
     def audits(self) -> int:

@@ -81,9 +81,10 @@ def assigned(genesis: Genesis) -> str:
     )
 
 
-def steps_of(genesis: Genesis, trail: AttemptTrail, peer: str) -> str:
+def steps_of(story: Story, peer: str) -> str:
     """What a member was assigned, and in which round each part of it counts."""
-    work, steps = genesis.rules.work, trail.steps[peer]
+    trail = story.trail
+    work, steps = story.state.rules_at(trail.round).work, trail.steps[peer]
     said = f"node {short_peer(peer)} is assigned {plural(steps, 'inner step')}"
     tail = work.tail(trail.round, steps)
     if not tail:
@@ -95,9 +96,10 @@ def steps_of(genesis: Genesis, trail: AttemptTrail, peer: str) -> str:
     )
 
 
-def counted(genesis: Genesis, trail: AttemptTrail, body: Contribution) -> str:
+def counted(story: Story, body: Contribution) -> str:
     """The arithmetic of what a contribution says that it is made of."""
-    work, assigned = genesis.rules.work, trail.steps[body.node]
+    trail = story.trail
+    work, assigned = story.state.rules_at(trail.round).work, trail.steps[body.node]
     head = work.head(trail.round, assigned)
     least = work.least_head(trail.round, assigned)
     made = f"{plural(body.head, 'step')} of this round ({least} to {head} are allowed)"

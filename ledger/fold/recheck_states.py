@@ -192,7 +192,7 @@ class _Rounds:
             given.append(Given(node, trail.weights[node], sources))
         return next_state(
             config.exchange,
-            config.rounds.total,
+            self._history.state.rules_at(trail.round).total,
             self._layout,
             base,
             given,

@@ -8,17 +8,17 @@ from artel.ledger.entries import Entry
 from artel.ledger.fold.shares import FoldState
 
 SUBMITTED = (
-    *(entries.AccountBody, entries.Admitted, entries.KeyRotated, entries.Dispute, entries.Ruling),
-    *(entries.Transfer, entries.SplitSeen, entries.VerdictCommitted, entries.Verdict),
-    *(entries.StateWrong, entries.JuryAnswer),
+    *(entries.AccountBody, entries.Admitted, entries.Amended, entries.KeyRotated, entries.Dispute),
+    *(entries.Ruling, entries.Transfer, entries.SplitSeen, entries.VerdictCommitted),
+    *(entries.Verdict, entries.StateWrong, entries.JuryAnswer),
 )
 """Other kinds belong to the rounds."""
 BUDGETED = (*SUBMITTED, entries.Node)
 """Of these the coordinator takes only so many of one speaker in a minute. The fold counts none that
 its speaker has not signed."""
 DECIDED = (
-    *(entries.Admitted, entries.KeyRotated, entries.Dispute, entries.Ruling, entries.Transfer),
-    *(entries.VerdictCommitted, entries.StateWrong, entries.JuryAnswer),
+    *(entries.Admitted, entries.Amended, entries.KeyRotated, entries.Dispute, entries.Ruling),
+    *(entries.Transfer, entries.VerdictCommitted, entries.StateWrong, entries.JuryAnswer),
 )
 """Whether one of these counts follows from the ledger alone. How many registrations are taken in a
 minute, and whether a verdict was shown, only the coordinator knows; a split view has a way of its

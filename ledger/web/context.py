@@ -54,8 +54,7 @@ class Context:
     @property
     def newest_round(self) -> int:
         """The round that is under way or comes next; the last one of a finished run."""
-        rules = self.state.rules
-        last = rules.total - 1 if rules is not None else 0
+        last = self.state.founded.total - 1 if self.state.rules is not None else 0
         return min(self.state.round, last)
 
     @cached_property

@@ -6,7 +6,7 @@ what another node did (:mod:`node.trainer.repeating`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from artel.node.trainer.inner import Inner, training_seed
 from artel.node.trainer.orders import Window
 from artel.node.trainer.schedule import learning_rate, position, ramp
 from artel.protocol import assignment
+from artel.protocol.amending import amended
 from artel.protocol.exchange import parts
 from artel.protocol.exchange.feedback import Feedback
 from artel.protocol.exchange.parts import Part
@@ -108,15 +109,21 @@ class Course:
         self.inner.seed(training_seed(self.manifest.config.run.seed, round, node, tail=tail))
 
     def steps(
-        self, windows: Sequence[Window], round: int, numbers: range, steps: int
+        self,
+        windows: Sequence[Window],
+        round: int,
+        numbers: range,
+        steps: int,
+        changes: Mapping[str, str],
     ) -> Iterator[torch.Tensor]:
         """Train steps ``numbers`` of a round in which ``steps`` were assigned, one for each
         ``next``; gives their losses (:meth:`node.trainer.inner.Inner.step`).
 
         :param windows: exactly those of these steps
+        :param changes: what was amended for the round
         :raises TrainerError: ``bad_data``, ``bad_request``: at once, before the first step
         """
-        config = self.manifest.config
+        config = amended(self.manifest.config, changes)
         size = config.optimizer.batch_size
         data = Windows(self.manifest, windows)
         if len(data) != len(numbers) * size:

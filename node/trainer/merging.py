@@ -17,6 +17,7 @@ from artel.node.trainer.agreed import Agreed, Change
 from artel.node.trainer.channel import TrainerError, coded
 from artel.node.trainer.exchange import Phases
 from artel.node.trainer.orders import Applied, Apply, ApplySlices, Combine
+from artel.protocol.amending import amended
 from artel.protocol.exchange import outer
 from artel.protocol.exchange.aggregate_slice import Unusable, recompute, round_slices
 from artel.protocol.exchange.next_state import Base, Given, next_state
@@ -35,7 +36,8 @@ class Merging:
     def apply(self, order: Apply) -> Applied:
         """Combine all contributions of a ``gather`` round; the outcome becomes the agreed state."""
         sent = [Given(c.node, c.weight, (c.blob,)) for c in order.contributions]
-        return self._advance(order.round, order.out, sent, [c.node for c in order.contributions])
+        counted = [c.node for c in order.contributions]
+        return self._advance(order, sent, counted)
 
     def aggregate(self, order: Combine) -> Path:
         """Combine one slice of all contributions, for everybody, into a new file."""
@@ -71,22 +73,22 @@ class Merging:
                 "bad_request", f"the round has {count} slices, {len(order.slices)} were given"
             )
         slices = dict(enumerate(order.slices))
-        return self._advance(order.round, order.out, (), order.nodes, order.count, slices)
+        return self._advance(order, (), order.nodes, order.count, slices)
 
     def _advance(
         self,
-        round: int,
-        out: Path,
+        order: Apply | ApplySlices,
         sent: Sequence[Given],
         counted: Sequence[str],
         members: int = 0,
         slices: Mapping[int, Path] | None = None,
     ) -> Applied:
-        base, phases = self.agreed.of_round(round), Phases()
+        round, base, phases = order.round, self.agreed.of_round(order.round), Phases()
+        config = amended(self.manifest.config, order.changes)
         with usable():
             state, kept = next_state(
-                self.manifest.config.exchange,
-                self.manifest.config.rounds.total,
+                config.exchange,
+                config.rounds.total,
                 self.layout,
                 base,
                 sent,
@@ -96,7 +98,7 @@ class Merging:
             )
         if sent:  # decoding happens inside the aggregation, but is told apart
             phases.seconds["aggregate"] -= phases.seconds.setdefault("decode", 0.0)
-        path = out / f"state-{round + 1}.bin"
+        path = order.out / f"state-{round + 1}.bin"
         with phases.measured("write"):
             new = Base(state, writing.write_agreed(path, state))
         self.agreed.advance(base, new, Change(round, frozenset(counted), kept))

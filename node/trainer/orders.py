@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
@@ -267,6 +267,8 @@ class Train(Command[Trained]):
     span: int | None = None
     """In a run with spans: the round in which the span began that the node may go on with; where it
     cannot, or with None, another span begins."""
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """What was amended of the manifest for this round (:mod:`protocol.amending`)."""
 
 
 @dataclass(frozen=True)
@@ -312,6 +314,7 @@ class Apply(Command[Applied]):
     round: int
     contributions: Sequence[Counted]
     out: Path
+    changes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -349,6 +352,7 @@ class ApplySlices(Command[Applied]):
     out: Path
     count: int
     """As ``slices`` in :class:`Train`; a small model has fewer slices than that."""
+    changes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -378,6 +382,8 @@ class SpanRound:
     """As in :class:`Train`."""
     aggregates: Sequence[Path] = ()
     """Sharded, with a sparse codec, not of the last round: the blobs for :class:`ApplySlices`."""
+    changes: Mapping[str, str] = field(default_factory=dict)
+    """As in :class:`Train`."""
 
 
 @dataclass(frozen=True)

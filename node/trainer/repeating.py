@@ -92,7 +92,7 @@ class Replay:
                 course.begin(base.state)
             else:
                 course.follow(base.state, changes, sent, sent.tail)
-            steps = course.steps(one.windows, one.round, range(one.head), one.steps)
+            steps = course.steps(one.windows, one.round, range(one.head), one.steps, one.changes)
             tail = course.fingerprints if sent is not None and sent.tail else []
             course.begin_head(one.round, order.node, tail)
             for _ in range(one.head - 1):
@@ -171,7 +171,7 @@ def _tail(course: Course, one: SpanRound, sent: Sent) -> Iterator[None]:
     if not one.tail:
         return
     numbers = range(one.steps - one.tail, one.steps)
-    steps = course.steps(one.tail_windows, one.round, numbers, one.steps)
+    steps = course.steps(one.tail_windows, one.round, numbers, one.steps, one.changes)
     course.begin_tail(one.round, sent.node)
     for _ in steps:
         yield

@@ -57,6 +57,7 @@ from artel.node.trainer.orders import (
 from artel.node.trainer.repeating import Replay
 from artel.node.trainer.schedule import learning_rate
 from artel.protocol import assignment, content, model
+from artel.protocol.amending import amended
 from artel.protocol.cgroup import Groups
 from artel.protocol.exchange.next_state import Base
 from artel.protocol.manifest import Manifest, read_manifest
@@ -152,11 +153,11 @@ class Training(Course):
     def train(self, order: Train, report: Report, check: Check) -> Trained:
         """Merge, train the head of a round and encode its pseudo-gradient into files."""
         self.agreed.of_round(order.round)
-        config = self.manifest.config
+        config = amended(self.manifest.config, order.changes)
         full = order.steps - order.tail
         if not 0 <= order.tail < order.steps:
             raise TrainerError("bad_request", f"no head in {order.steps} steps of training")
-        data = self.steps(order.windows, order.round, range(full), order.steps)
+        data = self.steps(order.windows, order.round, range(full), order.steps, order.changes)
         phases = exchange.Phases()
         with self._laps.work(), phases.measured("merge"):
             base, head = self._begin(order)
@@ -208,7 +209,7 @@ class Training(Course):
         start = time.perf_counter()
         try:
             numbers = range(order.steps - order.tail, order.steps)
-            data = self.steps(tail.windows, tail.round, numbers, order.steps)
+            data = self.steps(tail.windows, tail.round, numbers, order.steps, order.changes)
             self._reporting(order, data, numbers, report, check)
         except BaseException:
             self.inner.load(before)

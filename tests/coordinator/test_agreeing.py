@@ -466,7 +466,7 @@ def order(tmp_path: Path) -> tuple[Path, Order, str]:
     given = [Given("a", 7, [blob])]
     state = next_state(config.exchange, config.rounds.total, layout, base, given).state
     out = str(tmp_path / "out")
-    work = Order(str(initial), base.root, [("a", 7, [str(blob)])], 0, out)
+    work = Order(str(initial), base.root, [("a", 7, [str(blob)])], 0, 9, out)
     return office.home, work, state_root(state)
 
 

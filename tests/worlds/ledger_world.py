@@ -461,6 +461,14 @@ class World:
         name = entries.entry_id(charge.encode())
         return entries.jury_answer(member, self.run, charge=name, root=root)
 
+    def amended(
+        self, number: int, round: int, by: Identity | None = None, why: str = "", **changes: str
+    ) -> Envelope:
+        """The organiser, or whoever signs, changes settings; "__" stands for the dot in a name."""
+        named = {name.replace("__", "."): text for name, text in changes.items()}
+        said: dict[str, Any] = {"number": number, "round": round, "changes": named, "why": why}
+        return entries.amended(by or self.organiser, self.run, **said)
+
     def rolled_back(self, charge: Envelope, number: int, root: str = "") -> Envelope:
         """The run goes back to the state with this number; the credit root follows."""
         fields = {"run": self.run, "charge": entries.entry_id(charge.encode()), "state": number}

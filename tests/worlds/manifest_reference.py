@@ -8,6 +8,7 @@ from typing import get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from artel.protocol.amending import AMENDABLE
 from artel.protocol.manifest import Manifest
 from artel.protocol.manifest_template import toml
 from artel.protocol.run_config import RunConfig
@@ -26,6 +27,20 @@ number may stand where a number is asked for; nothing else is converted.
 """
 
 _MANIFEST_HEAD = """
+## What can be changed later
+
+The organiser changes some settings of a run that goes on by a signed entry of the ledger, from a
+round on that it names, and all nodes follow without a restart: `artel run amend optimizer.lr=1e-4
+--from-round 40 --home DIR`. These are $SETTINGS.
+
+Muon's rate follows `optimizer.lr` in proportion. The curve of the schedule is drawn anew over
+`rounds.total`, as if it had been so from the start. `rounds.max_nodes` can be lowered, and raised
+again up to what is written here. `artel run extend 200 --home DIR` changes `rounds.total`, `artel
+run stop --home DIR` makes the next round the end, `artel run pause --home DIR` and `artel run
+resume --home DIR` set `paused`, and `artel run status --home DIR` lists the amendments. What a
+round that was opened is made of does not change, nor do the model, the exchange, the inner steps
+of a round, or what work is worth. Who may take part is said with `artel ledger admit KEY`.
+
 ## The manifest
 
 The manifest holds the whole run file, defaults included, as `config`, and the facts that preparing
@@ -40,7 +55,8 @@ def reference() -> str:
     parts = [_REFERENCE_HEAD]
     for title, model in _tables("", RunConfig):
         parts.append(f"\n## [{title}]\n\n{model.__doc__}\n\n" + _rows(model))
-    parts.append(_MANIFEST_HEAD)
+    settings = ", ".join(f"`{name}`" for name in AMENDABLE)
+    parts.append(_MANIFEST_HEAD.replace("$SETTINGS", settings))
     tables: list[tuple[str, type[Section]]] = [("Manifest", Manifest), *_tables("", Manifest)]
     for title, model in tables:
         if title.startswith("config"):

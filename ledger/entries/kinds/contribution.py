@@ -144,9 +144,9 @@ class Contribution(AttemptBody):
         assert trail.opened is not None
         assert trail.committed is not None
         (opened, _), (committed, _) = trail.opened, trail.committed
-        steps = steps_of(story.genesis, trail, self.node)
+        steps = steps_of(story, self.node)
         yield Fact(f"{steps} (entry {opened})", (opened,))
-        yield Fact(counted(story.genesis, trail, self))
+        yield Fact(counted(story, self))
         if every := story.genesis.rules.work.span:
             yield Fact(
                 f"the node had begun anew from the agreed state in round {self.span} (rounds.span "

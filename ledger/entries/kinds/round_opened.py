@@ -67,6 +67,8 @@ class RoundOpened(AttemptBody):
             return reasons.OUT_OF_ORDER
         if self.attempt < state.begun.get(self.round, 0):
             return reasons.OUT_OF_ORDER
+        if state.founded.paused:
+            return reasons.RUN_PAUSED
         if any(charge.proven for charge in state.charges.values()):
             return reasons.PROVEN_WRONG
         if self.base != state.states[-1]:
@@ -113,7 +115,7 @@ class RoundOpened(AttemptBody):
         yield Fact(assigned(story.genesis))
         for peer, account in sorted(trail.accounts.items()):
             yield Fact(belonged(peer, account, trail), (trail.bound[peer],))
-            yield Fact(steps_of(story.genesis, trail, peer))
+            yield Fact(steps_of(story, peer))
         yield from outcome_of(trail)
 
 

@@ -124,7 +124,8 @@ class StateAgreed(Body):
             state.states.append(self.root)
             for peer in attempt.moved_by:
                 state.hardware[peer] = attempt.shown[peer].hardware
-            tails = {peer: state.work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
+            work = state.rules_at(attempt.round).work
+            tails = {peer: work.tail(attempt.round, h) for peer, h in attempt.steps.items()}
             state.tails = {peer: steps for peer, steps in tails.items() if steps}
             before, state.spans = state.spans, _going_on(state, attempt)
             state.attempt, state.rooted, state.rooted_by = None, attempt.credits, state.size

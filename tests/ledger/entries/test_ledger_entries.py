@@ -62,6 +62,7 @@ SAMPLES = [
     WORLD.genesis,
     *WORLD.introductions(),
     entries.admitted(WORLD.organiser, WORLD.run, OTHER.key),
+    WORLD.amended(1, 0, optimizer__lr="0.001", why="it climbs"),
     *WORLD.round(0),
     WORLD.aggregate(0, 1),
     WORLD.slice_wrong(A, 0, 1),
