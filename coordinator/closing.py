@@ -15,6 +15,7 @@ final. Otherwise they may go at once; who wants the rest later reads it from the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -86,7 +87,9 @@ class Closing:
             await self._until(due)
             await self._settled()
             if core.state.round < core.rules.total:
-                continue  # it has gone back
+                self.nodes_may_go = False  # it has gone back, or was extended
+                await self._release()
+                continue
             await self._close()
             await self._witness()
             break
@@ -113,8 +116,11 @@ class Closing:
         return max(0.0, time.time() - last.ended) if last is not None and last.ended else 0.0
 
     async def _until(self, due: float) -> None:
-        """Wait for a time of the coordinator's clock."""
-        await asyncio.sleep(max(0.0, due - self._core.clock()))
+        """Wait for a time of the coordinator's clock, or until the run goes on."""
+        core = self._core
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, due - core.clock())), core.changed:
+                await core.changed.wait_for(lambda: core.state.round < core.rules.total)
 
     async def _close(self) -> None:
         core = self._core

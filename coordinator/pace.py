@@ -102,10 +102,6 @@ class Planner:
         self._config, self._rules, self.pace = manifest.config, rules, Pace()
         self._work, self._split = Work.of(manifest.config), assignment.train_split(manifest)
 
-    def follow(self, rules: RoundRules, work: Work) -> None:
-        """Plan by these rules from here on."""
-        self._rules, self._work = rules, work
-
     def steps(
         self, fold: FoldState, members: Iterable[str], reported: Mapping[str, float]
     ) -> dict[str, int]:

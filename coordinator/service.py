@@ -19,7 +19,7 @@ import secrets
 import time
 from collections.abc import Sequence
 
-from artel.coordinator import intake
+from artel.coordinator import deciding, intake
 from artel.coordinator.divergence import Divergence
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
@@ -35,7 +35,7 @@ from artel.ledger.entries import Entry
 from artel.ledger.entries.anchors import anchor_of
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.entries.kinds.jury_answer import charged
-from artel.ledger.entries.kinds.state_agreed import drawn_outside, is_outside
+from artel.ledger.entries.kinds.state_agreed import is_outside
 from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync.looks import Looks
 from artel.protocol import assignment, files, round_state, rounds
@@ -89,7 +89,6 @@ class Coordinator:
         self.rules, self._amended = round_state.RoundRules.of(manifest.config), dict[str, str]()
         self.recompute = 0
         """It comes to one of so many states itself, by chance; 0: only where it has to."""
-        self.work = assignment.Work.of(manifest.config)
         self.payload_bytes = largest_contribution(manifest.config, layout)
         self.state_bytes = state_bytes(layout.parameters, manifest.config.exchange.outer)
         self.planner = Planner(manifest, self.rules)
@@ -122,13 +121,16 @@ class Coordinator:
         over = round_state.Phase.WAITING, round_state.Phase.FINISHED
         return self.ending and self.state.phase in over
 
+    @property
+    def work(self) -> assignment.Work:
+        """What the round that is under way or comes next asks of its members."""
+        return self.ledger.state.work
+
     def _follow(self) -> None:
-        """Go by the rules of the round that is under way or comes next."""
-        fold = self.ledger.state
-        if (changes := fold.changes_at(fold.round)) != self._amended:
-            self._amended, self.work = changes, fold.work
+        """Go by the rules of that round."""
+        if (changes := self.ledger.state.changes_at(self.ledger.state.round)) != self._amended:
+            self._amended = changes
             self.rules = round_state.RoundRules.of(self.manifest.config).amended(changes)
-            self.planner.follow(self.rules, self.work)
 
     async def _close_attempt(self) -> None:
         """Record that the attempt under way, which cannot go on, has failed."""
@@ -276,6 +278,7 @@ class Coordinator:
             raise error from None
         say_who_sits_out(self.state, state)
         self.state = state
+        self._follow()
         return actions
 
     async def go_back(self, charge: str, number: int, grounds: str = "") -> None:
@@ -413,23 +416,7 @@ class Coordinator:
         elif isinstance(action, round_state.CloseRound):
             await self._close_round(action)
         elif isinstance(action, round_state.AgreeState):
-            attempt = fold.attempt
-            assert attempt is not None
-            outside = drawn_outside(fold, attempt, action.outside)
-            agreed = entries.state_agreed(
-                sign,
-                run,
-                round=action.round,
-                attempt=attempt.attempt,
-                root=action.root,
-                credits=attempt.credits.root,
-                wrong=action.wrong,
-                rests_on="coordinator" if action.recomputed else attempt.rests_on,
-                outside=outside,
-                signatures={peer: self._votes[peer] for peer in (*action.signers, outside) if peer},
-            )
-            # Each signature was checked when it came.
-            await self.record_own(entries.decode(agreed.encode()).checked(True))
+            await self.record_own(deciding.agreed(sign, fold, action, self._votes))
             reports = {name: peer.report for name, peer in self.peers.items()}
             self._numbers.agreed(action.round - 1, action.signers, reports)
             root, signers = action.root[:12], len(action.signers)
@@ -441,23 +428,15 @@ class Coordinator:
     async def _close_round(self, action: round_state.CloseRound) -> None:
         attempt = self.ledger.state.attempt
         assert attempt is not None
-        shown = attempt.shown
-        accepted = [
-            entries.Accepted(node=peer, entry=shown[peer].entry, weight=shown[peer].tokens)
-            for peer in action.accepted
-        ]
-        bodies = [self._shown[peer] for peer in action.accepted]
-        place, out = {"round": action.round, "attempt": action.attempt}, action.rejected
-        await self.record_own(
-            entries.round_closed(self.identity, self.run, **place, accepted=accepted, rejected=out)
-        )
+        bodies, out = [self._shown[peer] for peer in action.accepted], action.rejected
+        await self.record_own(deciding.closed(self.identity, self.ledger.state, action))
         self._numbers.closed(action.round, bodies, out)
         if self.rules.box:
             self.planner.learn(attempt, bodies, out)
         emit(
             log,
-            "round.closed" if accepted else "round.failed",
+            "round.closed" if bodies else "round.failed",
             round=action.round,
-            accepted=len(accepted),
+            accepted=len(bodies),
             rejected=", ".join(f"{short_peer(p)}: {why}" for p, why in out.items()) or "-",
         )

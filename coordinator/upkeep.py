@@ -104,6 +104,7 @@ class Upkeep:
             time=int(time.time()),
             term=core.ledger.store.term,
             round=core.state.round,
+            total=core.rules.total,
             members=len(members.ready(core.state)),
             loss=next((loss for loss in losses if loss is not None), None),
             addresses=tuple(addresses[:4]),

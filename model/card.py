@@ -61,7 +61,7 @@ def _body(made: Release, plotted: bool) -> Iterator[str]:
         yield from (plain(run.run.description), "")
     yield (
         f"Trained by the nodes of an Artel run, each on its own machine; this is its state after "
-        f"{loaded.round:,} of {run.rounds.total:,} rounds."
+        f"{loaded.round:,} of {made.total:,} rounds."
     )
     yield ""
     yield "```python"
@@ -151,6 +151,11 @@ def _recipe(made: Release) -> Iterator[str]:
             ("round", f"{run.rounds.inner_steps:,} steps of {run.optimizer.batch_size:,} windows"),
             ("outer optimiser", f"learning rate {outer.lr:g}, momentum {outer.momentum:g}"),
             ("exchange", f"{run.exchange.codec}, {run.exchange.aggregator}"),
+            *(
+                (f"amended from round {one.round:,} on", f"{name} = {text}")
+                for one in made.amendments
+                for name, text in sorted(one.changes.items())
+            ),
             ("software", f"artel-network {__version__}"),
         ],
     )

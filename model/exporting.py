@@ -98,6 +98,8 @@ def _written(
             size=view.log.size,
             head=view.log.root_at(view.log.size).hex(),
             final=view.finality.size,
+            total=view.state.founded.total,
+            amendments=view.state.amendments,
             tokens=sum(view.state.node_tokens.values()),
             losses=rows,
             evaluations=_evaluated(loaded, found.blobs),
@@ -131,8 +133,7 @@ def _tell(made: Release, folder: Path) -> None:
     (folder / EVALUATION).write_text(json.dumps(facts, indent=2) + "\n")
     validation = [(row.round, row.validation) for row in made.losses if row.validation is not None]
     training = [(row.round, row.loss) for row in made.losses if row.loss is not None]
-    total = made.loaded.manifest.config.rounds.total
-    drawn = chart.loss(validation, training, total)
+    drawn = chart.loss(validation, training, made.total)
     if drawn is not None:
         title = f"{made.loaded.manifest.config.run.name}, {made.tokens:,} tokens"
         (folder / PLOT).write_text(Templates().render("loss.svg", title=title, chart=drawn))

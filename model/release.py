@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
+from artel.ledger.entries.records import Amendment
 from artel.model.evaluation import Evaluation
 from artel.model.pretrained import LoadedModel
 
@@ -38,6 +39,10 @@ class Release:
     """Entries of the ledger that this is by; its tree's root in hex; how many are final."""
     head: str
     final: int
+    total: int
+    """Rounds of the run."""
+    amendments: list[Amendment]
+    """What the organiser has changed of the manifest since."""
     tokens: int
     """That accepted contributions were trained on."""
     losses: list[LossRow]

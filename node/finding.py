@@ -63,7 +63,7 @@ def _row(one: Listing) -> Iterator[str]:
     yield one.run[:12]
     yield f"{config.model.type}, {one.manifest.model.parameters / 1e6:,.1f}M"
     yield f"{now.members:,} of {config.rounds.max_nodes:,}"
-    yield f"{now.round:,} of {config.rounds.total:,}"
+    yield f"{now.round:,} of {now.total:,}"
     yield "-" if now.loss is None else f"{now.loss:.3f}"
     yield f"{readable(needs['memory_bytes'])} memory, {readable(needs['disk_bytes'])} disk"
     yield f"{needs['credit_per_token']:,} a token"

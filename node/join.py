@@ -277,12 +277,15 @@ async def _enter(
 
     root, loaded, measured = await trainer.insist(load, died)
     states.become(replica.state.states.index(root), root)
+    # By the rules as they are by now: what was too slow may be fast enough.
+    config = session.config_at(replica.state.round)
+    manifest = manifest.model_copy(update={"config": config})
     found.add(
         preflight.speed(manifest, measured.step_seconds, measured.tokens_per_second),
         await preflight.uplink(host, link.coordinator, manifest, welcome.payload_bytes),
         *preflight.unchecked(manifest, loaded.hardware),
     )
-    rounds, least = manifest.config.rounds, assignment.Work.of(manifest.config).least
+    rounds, least = config.rounds, assignment.Work.of(config).least
     found.conclude(
         ResourceError,
         f"This machine can keep up: its part of a round takes about "

@@ -49,6 +49,8 @@ class ListingBody(Record):
     """Seconds since 1970."""
     term: Count
     round: Count
+    total: Count
+    """Rounds of the run."""
     members: Count
     """Nodes that take part now."""
     loss: Loss | None
@@ -153,7 +155,7 @@ def facts(listing: Listing) -> dict[str, Any]:
         "data_licence": config.run.data_licence,
         "admission": config.trust.admission,
         "round": now.round,
-        "rounds": config.rounds.total,
+        "rounds": now.total,
         "members": now.members,
         "most_members": config.rounds.max_nodes,
         "loss": now.loss,

@@ -235,10 +235,11 @@ def _advance(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, 
 
 
 def _try_open(rules: RoundRules, state: RunState, now: float) -> tuple[RunState, list[Action]]:
+    if state.unranked:  # what comes next may have other rules
+        return state, []
     if state.round >= rules.total:
         return replace(state, phase=Phase.FINISHED, since=now), []
-    waits = state.halted or state.unranked or rules.paused
-    if waits or now - state.since < pauses.wait_before(state.failed):
+    if state.halted or rules.paused or now - state.since < pauses.wait_before(state.failed):
         return state, []
     members = members_of(rules, state)
     if not members:

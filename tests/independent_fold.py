@@ -460,17 +460,15 @@ class Fold:
         first, total = self.round + (self.attempt is not None), self.total_at(b.round)
         yield (self.closed or not first <= b.round <= total) and "out_of_order"
         yield not all(within(*each) for each in b.changes.items()) and "not_amendable"
-        sides = {"rounds.min_nodes": 1, "rounds.max_nodes": 1024}
-        least, most = (
-            int(b.changes.get(name) or self.settled(name, b.round, usual))
-            for name, usual in sides.items()
-        )
-        most_written = self.config["rounds"].get("max_nodes", 1024)
-        yield not least <= most <= most_written and "not_amendable"
         yield int(b.changes.get("rounds.total", b.round)) < b.round and "not_amendable"
         yield b.number > 1024 and "not_amendable"
-        self.amendments.append((b.round, b.changes))
-        self.amendments.sort(key=lambda each: each[0])
+        before, cap = self.amendments, self.config["rounds"].get("max_nodes", 1024)
+        self.amendments = sorted([*before, (b.round, b.changes)], key=lambda each: each[0])
+        for at in {at for at, _ in self.amendments if at >= b.round}:
+            least = int(self.settled("rounds.min_nodes", at, 1))
+            if not least <= int(self.settled("rounds.max_nodes", at, 1024)) <= cap:
+                self.amendments = before
+                yield "not_amendable"
 
     def key_rotated(self, b: Any) -> Rule:
         owner, others = self.named(b.account), [*self.by - {b.key}]

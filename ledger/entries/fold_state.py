@@ -32,6 +32,7 @@ from artel.ledger.entries.records import (
     Pending,
     RestsOn,
     Term,
+    changes_of,
     twin,
 )
 from artel.ledger.entries.rules import LedgerRules
@@ -164,6 +165,9 @@ class FoldState:
         # Names of the accounts and sources of the pending credit that no copy shares.
         self._accounts, self._pending = set[str](), set[str]()
         self._credits, self._moved = CreditMap(), set(self.accounts)
+        self._ruled: tuple[tuple[int, int], LedgerRules] | None = (
+            None  # of a round, when asked last
+        )
 
     @property
     def round(self) -> int:
@@ -179,12 +183,14 @@ class FoldState:
     @property
     def founded(self) -> LedgerRules:
         """The rules of :attr:`round`. Only where there is a manifest."""
-        return self.rules_at(self.round)
+        at, known = (self.round, len(self.amendments)), self._ruled
+        if known is None or known[0] != at:
+            known = self._ruled = at, self.rules_at(self.round)
+        return known[1]
 
     def changes_at(self, round: int) -> dict[str, str]:
         """What has been amended of the manifest for a round: setting to value."""
-        known = (one.changes for one in self.amendments if one.round <= round)
-        return {name: text for changes in known for name, text in changes.items()}
+        return changes_of(self.amendments, round)
 
     def rules_at(self, round: int) -> LedgerRules:
         """The rules of a round, as far as they are known; of one that was opened for good."""

@@ -69,6 +69,15 @@ class Amendment:
     changes: dict[str, str]
 
 
+def changes_of(amendments: Iterable[Amendment], round: int) -> dict[str, str]:
+    """What holds in a round: setting to value.
+
+    :param amendments: by the round from which on each holds, then as they came
+    """
+    known = (one.changes for one in amendments if one.round <= round)
+    return {name: text for changes in known for name, text in changes.items()}
+
+
 @dataclass(frozen=True)
 class LeftOut:
     """Work of a member that does not count, or what is held against it; see ``reasons``."""

@@ -32,6 +32,7 @@ def record(
         "time": NOW,
         "term": 0,
         "round": 7,
+        "total": 60,
         "members": 3,
         "loss": 4.25,
         "addresses": (WAY,),

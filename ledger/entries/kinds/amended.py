@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 from artel.ledger.entries import reasons
 from artel.ledger.entries.body import Body, Count, Entry, Positive, signed
 from artel.ledger.entries.fold_state import FoldState
-from artel.ledger.entries.records import Amendment, Effect, Outcome
+from artel.ledger.entries.records import Amendment, Effect, Outcome, changes_of
 from artel.ledger.entries.story import Fact, Story
 from artel.ledger.entries.words import printable
 from artel.protocol.amending import PAUSED, TOTAL, value_of
@@ -44,25 +44,27 @@ class Amended(Body):
             return reasons.WRONG_SIGNERS
         if self.number != len(state.amendments) + 1:
             return reasons.WRONG_SEQUENCE
-        before = state.rules_at(self.round)
         # What a round that was opened is made of is settled; one behind the last never comes.
-        if state.closed or not earliest(state) <= self.round <= before.total:
+        last = state.rules_at(self.round).total
+        if state.closed or not earliest(state) <= self.round <= last:
             return reasons.OUT_OF_ORDER
         try:
             given = {name: value_of(name, text) for name, text in self.changes.items()}
         except ValueError:
             return reasons.NOT_AMENDABLE
-        after = before.amended(self.changes)
-        # The data was found to be enough for so many members, and those of rounds that lie behind.
-        fits = after.min_nodes <= after.max_nodes <= state.written.max_nodes
-        if given.get(TOTAL, self.round) < self.round or not fits or self.number > MOST:
+        one = Amendment(state.size, self.round, dict(self.changes))
+        # Those of one round in the order of the ledger: the last one counts.
+        after = sorted([*state.amendments, one], key=lambda each: each.round)
+        if given.get(TOTAL, self.round) < self.round or self.number > MOST:
             return reasons.NOT_AMENDABLE
+        for number in {each.round for each in after if each.round >= self.round}:
+            rules = state.written.amended(changes_of(after, number))
+            # The data was found to be enough for so many members.
+            if not rules.min_nodes <= rules.max_nodes <= state.written.max_nodes:
+                return reasons.NOT_AMENDABLE
 
         def effect() -> Outcome:
-            earlier = state.changes_at(self.round)
-            one = Amendment(state.size, self.round, dict(self.changes))
-            # Those of one round in the order of the ledger: the last one counts.
-            state.amendments = sorted([*state.amendments, one], key=lambda each: each.round)
+            earlier, state.amendments = state.changes_at(self.round), after
             return Outcome("recorded", notes={"before": earlier})
 
         return effect

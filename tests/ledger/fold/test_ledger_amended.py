@@ -36,6 +36,8 @@ def test_the_organiser_alone_changes_rules_and_each_amendment_counts_once() -> N
     assert last(*FIRST, forged(slower, WORLD.organiser, key("other"))) == reasons.WRONG_SIGNERS
     assert last(*FIRST, slower, slower) == reasons.WRONG_SEQUENCE
     assert last(*FIRST, WORLD.amended(2, 3, optimizer__lr="0.001")) == reasons.WRONG_SEQUENCE
+    other = World(name="another", rounds={"max_nodes": 8}).amended(1, 3, optimizer__lr="0.001")
+    assert last(*FIRST, other) == reasons.WRONG_RUN
 
 
 def test_of_two_that_hold_the_later_round_counts_and_of_one_round_the_later_entry() -> None:
@@ -85,6 +87,13 @@ def test_what_a_round_that_was_opened_is_made_of_does_not_change() -> None:
 )
 def test_what_cannot_be_changed_and_what_it_cannot_be(setting: str, value: str) -> None:
     assert last(*FIRST, WORLD.amended(1, 2, **{setting: value})) == reasons.NOT_AMENDABLE
+
+
+def test_no_later_round_is_left_with_fewer_seats_than_it_needs() -> None:
+    small = WORLD.amended(1, 9, rounds__max_nodes="2")
+    assert last(*FIRST, small, WORLD.amended(2, 3, rounds__min_nodes="3")) == reasons.NOT_AMENDABLE
+    room = WORLD.amended(2, 9, rounds__max_nodes="3")
+    assert last(*FIRST, small, room, WORLD.amended(3, 3, rounds__min_nodes="3")) == "recorded"
 
 
 def test_a_paused_run_opens_no_round_until_it_is_resumed() -> None:
