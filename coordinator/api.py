@@ -143,15 +143,13 @@ def _node(core: Coordinator, peer: str, known: Peer, member: bool, now: float) -
 
 
 def _validation(core: Coordinator) -> dict[str, Any]:
-    """First and newest evaluation: the loss of the state that a round starts from; and the best one
-    lately where the newest lies far above it, else 0."""
+    """First and newest evaluation: the loss of the state that a round starts from."""
     known = [
         {"round": number, "loss": metrics.validation}
         for number, metrics in sorted(dict(core.metrics.rounds).items())
         if metrics.validation is not None
     ]
-    ends = {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
-    return ends | {"climbed_from": core.metrics.climbed()}
+    return {"first": known[0], "last": known[-1]} if known else {"first": None, "last": None}
 
 
 def _last_round(core: Coordinator) -> dict[str, Any]:

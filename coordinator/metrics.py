@@ -31,8 +31,6 @@ METRICS_FILE = "metrics.jsonl"
 DETAILED = 2
 """Rounds of which is known what each member did: the one under way, and the last one. What the file
 says of older ones stays there."""
-LOOKED_BACK, CLIMBED = 20, 1.2
-"""A run is taken for diverging when its loss is so many times the best of as many evaluations."""
 Clock = Callable[[], float]
 """Steady seconds."""
 
@@ -142,17 +140,6 @@ class Metrics:
             metrics.validation = found.loss
             self.save(found.round)
             emit(log, "state.evaluated", round=found.round, loss=found.loss)
-            if best := self.climbed():
-                said = {"round": found.round, "loss": found.loss, "best": best}
-                emit(log, "run.diverging", logging.WARNING, **said)
-
-    def climbed(self) -> float:
-        """The best loss of the evaluations before the newest one, where that lies far above it; 0
-        where it does not. It is one node's word, so nothing but a warning follows."""
-        rounds = sorted(dict(self.rounds).items())
-        known = [one.validation for _, one in rounds if one.validation is not None]
-        best = min(known[-1 - LOOKED_BACK : -1], default=0.0)
-        return best if known and known[-1] > CLIMBED * best else 0.0
 
     def gone_back(self, number: int, newest: int) -> None:
         """States after this one are made again, and measured again."""

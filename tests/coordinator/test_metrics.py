@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from artel.coordinator.metrics import MemberMetrics, Metrics, Numbers
-from artel.protocol.messages import Report, Validation
+from artel.protocol.messages import Report
 
 
 def report(up: dict[str, int], down: dict[str, int], **seconds: float) -> Report:
@@ -55,21 +55,6 @@ def test_bytes_of_a_round_are_what_grew_since_the_one_before(tmp_path: Path) -> 
     first = json.loads(metrics.path.read_text().splitlines()[0])["by_member"]
     assert (first["steps"], first["rejected"]) == ({"a": 8, "b": 2}, {"b": "late"})
     assert first["traffic"]["b"] == {"up": {}, "down": {}}
-
-
-def test_a_loss_that_climbs_far_above_the_best_one_lately_is_a_warning(
-    tmp_path: Path,
-) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
-    assert metrics.climbed() == 0
-    for number, loss in enumerate((5.0, 4.0, 4.7)):
-        metrics.evaluated(Validation(round=number, loss=loss))
-        assert metrics.climbed() == 0
-    metrics.evaluated(Validation(round=3, loss=4.9))
-    assert metrics.climbed() == 4.0
-    for number in range(4, 30):  # it stays there: that is what the run is now
-        metrics.evaluated(Validation(round=number, loss=4.9))
-    assert metrics.climbed() == 0
 
 
 @pytest.mark.parametrize(
