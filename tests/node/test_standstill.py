@@ -105,7 +105,7 @@ async def test_who_waits_for_nodes_keeps_its_term(run: Parties) -> None:
     await passes(4 * BETWEEN_S, *electors)
     assert sealed(electors) == [-1] * 3
     first = electors[0]
-    first.sealing.standstill._rules = replace(RULES, min_nodes=4)
+    first.sealing.standstill._written = replace(RULES, min_nodes=4)
     for party in electors:
         await holds(party, leader, "state 1")
     stranger = await run.party(leader.world.owners[0])  # it is no node of the run
@@ -113,7 +113,7 @@ async def test_who_waits_for_nodes_keeps_its_term(run: Parties) -> None:
     await passes(4 * BETWEEN_S, *electors)
     assert sealed(electors) == [-1, 0, 0]
     # Who is there from now on gets all the time to be seen by whoever leads.
-    first.sealing.standstill._rules = RULES
+    first.sealing.standstill._written = RULES
     await passes(BETWEEN_S / 2, first)
     assert sealed(electors) == [-1, 0, 0]
     await passes(BETWEEN_S, first)
@@ -172,7 +172,7 @@ async def test_a_run_that_is_over_keeps_its_coordinator(run: Parties) -> None:
     leader = await run.coordinator()
     electors = await electors_of(run, leader)
     for party in electors:
-        party.sealing.standstill._rules = replace(RULES, total=1)
+        party.sealing.standstill._written = replace(RULES, total=1)
     await passes(4 * BETWEEN_S, *electors)
     assert sealed(electors) == [-1] * 3
 
@@ -182,7 +182,7 @@ async def test_nobody_is_in_a_hurry_where_phases_are_short(run: Parties) -> None
     leader = await run.coordinator()
     electors = await electors_of(run, leader)
     for party in electors:
-        party.sealing.standstill._rules = replace(RULES, grace=0.0)
+        party.sealing.standstill._written = replace(RULES, grace=0.0)
         party.sealing._handover_s = party.sealing.standstill._handover_s = 1.0
     await passes(LEAST_S - STEP_S, *electors)
     assert sealed(electors) == [-1] * 3
