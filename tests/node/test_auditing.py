@@ -87,6 +87,8 @@ class Node:
         self.petitions = list[Envelope]()
         session: Any = SimpleNamespace(
             run=world.run,
+            config_at=lambda round: config,
+            changes_at=lambda round: {},
             sealing=SimpleNamespace(petitions=SimpleNamespace(add=self.petitions.append)),
             identity=me,
             account_name=world.owners[number].key,

@@ -103,6 +103,8 @@ class Node:
         session: Any = SimpleNamespace(
             run="ab" * 32,
             manifest=world.run,
+            config_at=lambda round: world.run.config,
+            changes_at=lambda round: {},
             identity=identity,
             link=self.link,
             host=SimpleNamespace(traffic=Traffic()),

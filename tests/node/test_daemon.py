@@ -86,6 +86,7 @@ async def test_each_round_is_said_to_be_agreed_once(
     said: list[str] = []
     monkeypatch.setattr(daemon, "_say", said.append)
     fold: Any = SimpleNamespace(round=0, total=1000, credit=lambda account: fold.mine)
+    fold.changes_at = lambda round: {}
     daemon.session.replica = SimpleNamespace(state=fold)  # type: ignore[assignment]
     daemon.session.manifest = world.run
     monkeypatch.setattr(Session, "account_name", "mine")

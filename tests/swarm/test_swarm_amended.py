@@ -31,7 +31,7 @@ async def test_all_nodes_follow_an_amendment_from_its_round_on_and_audits_before
 
     async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=0)
-        await artel("amend", "lr=1e-10", "--from-round", str(since), "--why", "to stand still")
+        await artel("amend", "lr=1e-5", "--from-round", str(since), "--why", "to go slowly")
         for _ in range(3):
             await swarm.add_node()
         await swarm.wait_for(round_at_least(since + 4), "it holds for four rounds")
@@ -58,8 +58,8 @@ async def test_all_nodes_follow_an_amendment_from_its_round_on_and_audits_before
     steps = {each: coordinator / "fingerprints" / body.chain for each, body in made.items()}
     moved = {(made[each].round, made[each].node): _moved(path) for each, path in steps.items()}
     assert len({node for _, node in moved}) == 3
-    assert min(how for (round, _), how in moved.items() if round < since) > 1e-4
-    assert max(how for (round, _), how in moved.items() if round >= since) < 1e-6
+    assert min(how for (round, _), how in moved.items() if round < since) > 1e-3
+    assert max(how for (round, _), how in moved.items() if round >= since) < 5e-4
     # Auditors repeat work of both times, and come to the same.
     verdicts = [entry.body for entry in decoded if isinstance(entry.body, entries.Verdict)]
     assert {body.verdict for body in verdicts} == {"accept"}
@@ -69,10 +69,10 @@ async def test_all_nodes_follow_an_amendment_from_its_round_on_and_audits_before
     index = str(fold.amendments[0].index)
     assert cli.main(["ledger", "explain", index, "--home", str(coordinator)]) == 0
     said = capsys.readouterr().out
-    assert "0.0000000001 from it on" in said
-    assert "because: to stand still" in said
+    assert "0.00001 from it on" in said
+    assert "because: to go slowly" in said
     await artel("status")
-    assert f"from round {since} on: optimizer.lr = 0.0000000001" in capsys.readouterr().out
+    assert f"from round {since} on: optimizer.lr = 0.00001" in capsys.readouterr().out
 
 
 def _moved(path: Path) -> float:
