@@ -94,7 +94,7 @@ async def test_a_node_pauses_within_a_step_and_goes_on_and_nobody_waits_for_it(
         await swarm.wait_for(lambda status: status["round"] >= round + 2, "others go on")
         assert spent(trainer) - before < 0.3
         await tell(home, paused=False)
-        await until(home, "it trains again", trains)
+        await until(home, "it trains again", trains, 240)
         resumed = (await swarm.status())["round"]
         await swarm.wait_for(lambda status: status["round"] >= resumed + 2, "it goes on")
         assert "finishing" in await asyncio.to_thread(control.tell, home, OwnerOrder("finish"))
