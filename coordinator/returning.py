@@ -126,7 +126,8 @@ class Returning:
         again = charge.better >= 0 and core.ledger.state.setbacks[1]
         if again > MOST_SETBACKS:
             reason = f"training diverged {again} times in a row: its rules are at fault"
-            emit(log, "run.stopped", logging.ERROR, reason=reason)
+            fix = "amend them: artel run amend"
+            emit(log, "run.stopped", logging.ERROR, reason=reason, fix=fix)
             await asyncio.sleep(STOPPED_S)
             return
         for number in range(newest, oldest_anchor(core.ledger.state) - 1, -1):

@@ -469,6 +469,7 @@ class Fold:
             if not least <= int(self.settled("rounds.max_nodes", at, 1024)) <= cap:
                 self.amendments = before
                 yield "not_amendable"
+        self.astray = []
 
     def key_rotated(self, b: Any) -> Rule:
         owner, others = self.named(b.account), [*self.by - {b.key}]

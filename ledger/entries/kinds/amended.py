@@ -65,6 +65,8 @@ class Amended(Body):
 
         def effect() -> Outcome:
             earlier, state.amendments = state.changes_at(self.round), after
+            # Under other rules the run may go back once more.
+            state.setbacks = state.setbacks[0], 0
             return Outcome("recorded", notes={"before": earlier})
 
         return effect

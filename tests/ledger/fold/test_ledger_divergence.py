@@ -215,6 +215,9 @@ def test_a_run_that_diverges_again_and_again_stops_after_three_times() -> None:
         else:
             assert last(*back) == reasons.TOO_MANY_SETBACKS
             assert last(*back, WORLD.opened(ROUNDS)) == reasons.PROVEN_WRONG
+            amended = WORLD.amended(1, ROUNDS, optimizer__lr="0.0001")
+            state, _ = outcomes([*back, amended, WORLD.rolled_back(entry, 2)])
+            assert (state.round, state.setbacks) == (2, (ROUNDS, 0))
 
 
 def test_a_divergence_long_after_another_is_not_the_next_in_a_row() -> None:
