@@ -9,11 +9,12 @@ it changes nothing, and copies what the event loop may change meanwhile.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from prometheus_client.core import Metric
+from pydantic import Field
 
-from artel.coordinator.metrics import MemberMetrics, RoundMetrics
+from artel.coordinator.metrics import MemberMetrics, RoundMetrics, RoundSums
 from artel.coordinator.peer import Peer
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
@@ -21,6 +22,9 @@ from artel.ledger.store import finality
 from artel.ledger.tlog.checkpoint import parse_checkpoint
 from artel.ledger.web.exposition import metric
 from artel.protocol import members
+from artel.protocol.manifest import Manifest
+from artel.protocol.messages import Count, Loss, Report, Seconds
+from artel.protocol.schema import Record
 
 
 def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
@@ -211,3 +215,122 @@ def _ledger(core: Coordinator) -> dict[str, Any]:
         "witnesses": len(seen["witnesses"]),
         "closed": state.closed,
     }
+
+
+# --- what these documents are, for /api/v1/openapi.json -------------------------------------------
+
+
+class RunFacts(Record):
+    """:func:`run_facts`"""
+
+    run: str
+    name: str
+    description: str
+    organiser: str
+    parameters: Count
+    tokens_per_step: Count
+    tokens_per_node_and_round: Count
+    exchange: dict[str, str]
+    invite: str
+    manifest: Manifest
+
+
+class NodeFacts(Report):
+    """What a node reports of itself, and what is known of it."""
+
+    node: str
+    account: str | None
+    tokens: Count
+    credit: Count
+    member: bool
+    assigned: Count
+    round_up: Count | None
+    round_down: Count | None
+    computed: Annotated[float | None, Field(alias="computing")]
+    heard_s: float
+
+
+class EvaluationFacts(Record):
+    """The loss of the state that a round starts from, nats per token."""
+
+    round: Count
+    loss: Loss
+
+
+class EvaluationsFacts(Record):
+    """The first one and the newest."""
+
+    first: EvaluationFacts | None
+    last: EvaluationFacts | None
+
+
+class MemberFacts(Record):
+    """What a member did in the last round."""
+
+    node: str
+    steps: Count
+    computing: float | None
+    up: Count
+    down: Count
+    left_out: str
+
+
+class LastRoundFacts(Record):
+    """The newest round whose state is agreed."""
+
+    round: Count | None
+    seconds: dict[str, Seconds]
+    overhead_s: float
+    accepted: Count
+    rejected: dict[str, str]
+    by_member: list[MemberFacts]
+    tokens: Count
+    up: dict[str, Count]
+    down: dict[str, Count]
+    computing: float | None
+
+
+class LedgerFacts(Record):
+    """The newest tree head, and how much is final."""
+
+    size: Count
+    root: str
+    origin: str
+    final: Count
+    witnesses: Count
+    witnesses_wanted: int
+    label: str
+    certified_head: Count
+    closed: Count
+
+
+class StatusFacts(Record):
+    """:func:`status_facts`"""
+
+    run: str
+    name: str
+    role: Literal["leader"]
+    term: Count
+    leader: str
+    ending: bool
+    not_ending: str
+    phase: str
+    round: Count
+    total: Count
+    attempt: Count
+    state_root: str
+    members: Count
+    committed: Count
+    revealed: Count
+    waiting_for: Count
+    validation: EvaluationsFacts
+    nodes: list[NodeFacts]
+    last_round: LastRoundFacts
+    ledger: LedgerFacts
+
+
+class RoundsFacts(Record):
+    """:func:`rounds_facts`"""
+
+    total: Count
+    rounds: list[RoundSums]

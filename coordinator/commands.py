@@ -72,6 +72,14 @@ class ServingOptions:
             "those on which they differ; it takes the time and the memory that it takes a node"
         ),
     ] = 10
+    webhook: Annotated[
+        str,
+        value(options.http_url, "URL"),
+        Parameter(
+            help="post what happens to it as JSON (rounds, pauses, rollbacks, nodes that are left "
+            "out, terms), signed by HOME/webhook.key; see docs/protocol.md"
+        ),
+    ] = ""
     bootstrap: Bootstrap = ()
     as_json: Annotated[AsJson, Parameter(help="print one JSON object when ready")] = False
     log_json: LogJson = False

@@ -56,8 +56,9 @@ class MemberMetrics:
 
 
 @dataclass
-class RoundMetrics:
-    """One round. Times in seconds, losses in nats per token, bytes as counted at the streams.
+class RoundSums:
+    """One round, over all its members. Times in seconds, losses in nats per token, bytes as counted
+    at the streams.
 
     ``validation`` is the loss of the state that the round starts *from*. ``left_out`` is reason to
     how many members, ``steps`` the fewest and the most that one was assigned, ``tokens`` those of
@@ -82,6 +83,12 @@ class RoundMetrics:
     down: dict[str, int] = field(default_factory=dict)
     computing: float | None = None
     ended: float = 0.0
+
+
+@dataclass
+class RoundMetrics(RoundSums):
+    """The same, with what each member did."""
+
     by_member: MemberMetrics = field(default_factory=MemberMetrics)
     """Empty but for the newest rounds (:data:`DETAILED`)."""
 
@@ -90,7 +97,7 @@ class RoundMetrics:
         return {name: getattr(self, name) for name in _SUMMED}
 
 
-_SUMMED = tuple(each.name for each in fields(RoundMetrics) if each.name != "by_member")
+_SUMMED = tuple(each.name for each in fields(RoundSums))
 _ROW = TypeAdapter(RoundMetrics)
 
 

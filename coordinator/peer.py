@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from artel.protocol import messages
 from artel.protocol.events import emit
 from artel.protocol.identity import short_peer
-from artel.protocol.round_state import RunState
+from artel.protocol.round_state import Phase, RoundRules, RunState
 
 log = logging.getLogger("artel.coordinator")
 
@@ -64,10 +64,19 @@ def holders_of(root: str, peers: Mapping[str, Peer]) -> list[str]:
     return sorted(peers, key=lambda name: peers[name].report.state_root != root)
 
 
-def say_who_sits_out(before: RunState, after: RunState) -> None:
-    """Log who has been in the way of others since."""
+def say_what_changed(rules: RoundRules, before: RunState, after: RunState) -> None:
+    """Log who has been in the way of others since, and whether the run can go on."""
+    if (stands := _stands(rules, after)) != _stands(rules, before):
+        name, nodes = "run.paused" if stands else "run.goes_on", len(after.peers)
+        emit(log, name, round=after.round, nodes=nodes, halted=after.halted)
     for peer, pause in after.pauses.items():
         known = before.pauses.get(peer)
         if known is None or pause.until > known.until:
             said = {"reason": pause.reason, "times": pause.strikes, "back_after": pause.until}
             emit(log, "node.in_the_way", logging.INFO, node=short_peer(peer), **said)
+
+
+def _stands(rules: RoundRules, state: RunState) -> bool:
+    """Whether no round can be opened: a state is called wrong, or too few are here."""
+    here = sum(not presence.leaving for presence in state.peers.values())
+    return state.phase is not Phase.FINISHED and (state.halted or here < rules.min_nodes)

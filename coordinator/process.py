@@ -35,6 +35,8 @@ from artel.coordinator.recomputing import Recomputer
 from artel.coordinator.recovery import Asking, Behind
 from artel.coordinator.sequencer import Sequencer
 from artel.coordinator.takeover import TermOver, Turn, begin
+from artel.coordinator.traces import tracing
+from artel.coordinator.webhook import posting
 from artel.ledger.store.keyfiles import NODE_KEY, require_home_of
 from artel.ledger.sync.holding import hold
 from artel.ledger.web.server import Gate, claimed
@@ -86,6 +88,8 @@ class Startup:
     alone: bool = False
     """Nobody has: a person says so."""
     invite: Invite | None = None
+    webhook: str = ""
+    """Told what happens (:mod:`.webhook`)."""
     node_key: Path | None = None
     """Of the node for which this coordinator runs: members may elect that."""
 
@@ -105,7 +109,9 @@ async def serve(options: Startup) -> int:
     with _until_stopped(), claimed(home, options.http, options.listen) as (_, http):
         files.require_ours(home / INVITE_FILE, lambda data: data.startswith(PREFIX.encode()))
         async with _started(options, http, began) as process:
-            await beside(process.host.watch(), process.run())
+            run = process.prepared.run
+            with posting(options.webhook, home, run), tracing(run):
+                await beside(process.host.watch(), process.run())
     emit(log, "coordinator.stopped")
     return EXIT_OK
 

@@ -23,7 +23,7 @@ from artel.coordinator import deciding, intake
 from artel.coordinator.divergence import Divergence
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
-from artel.coordinator.peer import Peer, say_who_sits_out
+from artel.coordinator.peer import Peer, say_what_changed
 from artel.coordinator.resuming import PHASES, NoEffect, ranked, resumed, seat, shown_so_far
 from artel.coordinator.reveals import Arrival, Reveals
 from artel.coordinator.sequencer import Late, Sequencer, Statement
@@ -276,7 +276,7 @@ class Coordinator:
                 error = files.disk_error(error, self.metrics.path.parent)
             self.fail(error)
             raise error from None
-        say_who_sits_out(self.state, state)
+        say_what_changed(self.rules, self.state, state)
         self.state = state
         self._follow()
         return actions
@@ -408,11 +408,10 @@ class Coordinator:
             self.planner.pace.opened(self.clock(), action.attempt)
             emit(log, "round.opened", round=action.round, members=len(action.members))
         elif isinstance(action, round_state.CloseCommitments):
-            place = {"round": action.round, "attempt": action.attempt}
-            await self.record_own(
-                entries.round_committed(sign, run, **place, commitments=action.commitments)
-            )
+            place, made = {"round": action.round, "attempt": action.attempt}, action.commitments
+            await self.record_own(entries.round_committed(sign, run, **place, commitments=made))
             self._numbers.phase(action.round, "training")
+            emit(log, "round.committed", round=action.round, commitments=len(made))
         elif isinstance(action, round_state.CloseRound):
             await self._close_round(action)
         elif isinstance(action, round_state.AgreeState):

@@ -9,6 +9,7 @@
 ``GET /api/v1/status``                phase, round, nodes, loss, ledger size and root
 ``GET /api/v1/rounds?last=N``         numbers of the newest N rounds (1 to 1000, default 50)
 ``GET /api/v1/shares``                who owns what
+``GET /api/v1/openapi.json``          all of these with their schemas, as OpenAPI
 ``GET /runs``, ``/bootstrap``         the public runs; see :mod:`ledger.web.directory`
 ``/ledger/...``, ``/entry/...``, ...  the ledger itself; see :mod:`ledger.web.site`
 ====================================  ==============================================================
@@ -29,14 +30,16 @@ from artel.coordinator.service import Coordinator
 from artel.ledger.web import exposition
 from artel.ledger.web.answers import whole
 from artel.ledger.web.context import Context
-from artel.ledger.web.lists import shares_data
+from artel.ledger.web.lists import SharesFacts, shares_data
 from artel.ledger.web.live import LivePage
+from artel.ledger.web.openapi import PLAIN, add_openapi, says
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
 from artel.protocol.net.doors import Directory, public_runs
 
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
+_LAST = {"type": "integer", "minimum": 1, "maximum": MAX_ROUNDS, "default": DEFAULT_ROUNDS}
 
 
 class RunPage:
@@ -66,7 +69,7 @@ class RunPage:
         documents = {
             "run": self._run,
             "status": self._status,
-            "shares": lambda: self.site.look(shares_data),
+            "shares": self._shares,
         }
         live = LivePage(self.site, "run.html", self._shown, self._version)
         directory = Directory(partial(public_runs, self._core.host))
@@ -75,6 +78,7 @@ class RunPage:
         )
         app.router.add_get("/api/v1/rounds", self._rounds)
         app.router.add_get("/healthz", self._health)
+        add_openapi(app, "A coordinator of Artel")
         return app
 
     def _shown(self, page: Context, _: Mapping[str, str]) -> Facts:
@@ -87,9 +91,11 @@ class RunPage:
         beats = sum(peer.beats for peer in core.peers.values())
         return (self.invite, core.ledger.store.size, id(core.state), len(core.peers), beats)
 
+    @says("Whether it answers.", None, PLAIN)
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
+    @says("Numbers of the newest rounds.", api.RoundsFacts, last=_LAST)
     async def _rounds(self, request: web.Request) -> web.Response:
         given = request.query.getall("last", [str(DEFAULT_ROUNDS)])
         last = whole(given[0] if len(given) == 1 else "", "last", 1, MAX_ROUNDS)
@@ -99,8 +105,14 @@ class RunPage:
 
     # --- what takes a while -----------------------------------------------------------------------
 
+    @says("What the run is.", api.RunFacts)
     def _run(self) -> Facts:
         return api.run_facts(self._core, self.invite)
 
+    @says("How the run goes now.", api.StatusFacts)
     def _status(self) -> Facts:
         return api.status_facts(self._core)
+
+    @says("Who owns what.", SharesFacts)
+    def _shares(self) -> Facts:
+        return self.site.look(shares_data)

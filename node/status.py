@@ -24,6 +24,7 @@ from artel.ledger.web import exposition
 from artel.ledger.web.answers import error
 from artel.ledger.web.context import Context
 from artel.ledger.web.live import LivePage
+from artel.ledger.web.openapi import HTML, add_openapi, says
 from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
 from artel.ledger.web.visitors import is_owners
@@ -73,11 +74,13 @@ async def serving(
     def view(seen: Context, _: Mapping[str, str]) -> dict[str, Any]:
         return node_page(seen, status())
 
+    @says("The page for people.", None, HTML, errors=HTML)
     async def page(request: web.Request) -> web.Response:
         if is_owners(request):
             return await live.show(request)
         return await site.page(request, "node.html", view)
 
+    @says("An order of the owner's.", takes="application/x-www-form-urlencoded")
     async def ordered(request: web.Request) -> web.Response:
         if not is_owners(request) or not await asyncio.to_thread(_by_owner, request):
             return error(403, "only who runs this node may control it", "see: artel node --help")
@@ -90,9 +93,11 @@ async def serving(
     # A node's numbers change all the time.
     live = LivePage(site, "own.html", view, lambda: time.monotonic() // REFRESH_S)
     gate = Gate()
-    app = exposition.application(gate, site, page, live, {"status": status}, gauges, directory)
+    said = says("What the node does, for its owner.", dict[str, Any])(lambda: status())
+    app = exposition.application(gate, site, page, live, {"status": said}, gauges, directory)
     app.middlewares.append(owner_only)
     app.router.add_post(CONTROL_PATH, ordered)
+    add_openapi(app, "A node of Artel")
     async with gate.serving(app, listener, home) as url:
         yield url
 

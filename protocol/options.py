@@ -14,6 +14,7 @@ import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from artel.protocol.errors import ResourceError
 
@@ -86,6 +87,17 @@ def text(argument: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{argument!r} is not UTF-8 text") from None
     return argument
+
+
+def http_url(text: str) -> str:
+    """An address on the web.
+
+    :raises ValueError: it is none
+    """
+    where = urlsplit(text)
+    if where.scheme not in ("http", "https") or not where.hostname:
+        raise ValueError("an address like https://example.org/path")
+    return text
 
 
 class Endpoint(NamedTuple):

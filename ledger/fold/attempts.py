@@ -93,4 +93,5 @@ def _by_attempt(dids: Iterable[Did]) -> list[tuple[list[Did], int]]:
     counted = (did for did in dids if did.attempt >= 0 and not did.reason)
     found = [list(group) for _, group in groupby(counted, key=attrgetter("attempt"))]
     later = [group[0].index for group in found[1:]]
-    return list(zip(found, [*later, NONE], strict=True))[::-1]
+    # Of a round that is not open yet there is none.
+    return list(zip(found, [*later, NONE], strict=False))[::-1]

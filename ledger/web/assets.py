@@ -12,10 +12,11 @@ from pathlib import Path
 from aiohttp import web
 
 from artel.ledger.web.answers import FOREVER, error
+from artel.ledger.web.openapi import TEXT, says
 
 STATIC = Path(__file__).with_name("static")
 PATH = "/static/"
-_TYPES = {".js": "text/javascript", ".css": "text/css"}
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def url_of_asset(name: str) -> str:
     return ASSETS[name].url
 
 
+@says("A file that pages load.", None, *_TYPES.values(), name=TEXT)
 async def answer(request: web.Request) -> web.Response:
     """One of the files, by its name."""
     asset = ASSETS.get(request.match_info["name"])

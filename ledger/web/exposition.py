@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 
 from artel.ledger.web.directory import add_directory
 from artel.ledger.web.live import LivePage
+from artel.ledger.web.openapi import NOTE, PLAIN, SILENT, says
 from artel.ledger.web.server import Gate, Handler
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.net.doors import Directory
@@ -59,11 +60,13 @@ def application(
 
     :param page: answers ``/``
     :param live: what changes on it, at ``/live``
-    :param documents: name to the object at ``/api/v1/NAME``, the ``status`` among them
+    :param documents: name to the object at ``/api/v1/NAME``, the ``status`` among them; each says
+        of itself what it is
     :param numbers: families of ``/metrics``, from the status
     :param directory: the public runs that it knows of
     """
 
+    @says("The numbers of the status, for Prometheus.", None, PLAIN)
     async def metrics(request: web.Request) -> web.Response:
         status = documents["status"]
         data = await site.made("metrics", lambda: _exposed(gate, numbers(status())))
@@ -85,6 +88,7 @@ def _json_of(site: LedgerSite, name: str, document: Document) -> Handler:
     async def answer(request: web.Request) -> web.Response:
         return await object_of(site, name, document)
 
+    setattr(answer, NOTE, getattr(document, NOTE, SILENT))
     return answer
 
 

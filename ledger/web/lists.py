@@ -8,12 +8,33 @@ from typing import Any
 from artel.ledger import entries
 from artel.ledger.entries.story import summary
 from artel.ledger.fold.history import Did
-from artel.ledger.fold.holdings import shares_facts
+from artel.ledger.fold.holdings import Holding, shares_facts
 from artel.ledger.sync.export import csv_table
 from artel.ledger.web.answers import whole
 from artel.ledger.web.chart import history
 from artel.ledger.web.context import Context
 from artel.protocol.errors import UsageError
+from artel.protocol.messages import Count
+from artel.protocol.schema import Record
+
+
+class SharesFacts(Record):
+    """What :func:`shares_data` answers."""
+
+    run: str
+    as_of: Count
+    round: int
+    total: int
+    vested: Count
+    pending: Count
+    standing: int
+    rests_on: str
+    shares: list[Holding]
+    final: Count
+    witnesses: list[str]
+    witnesses_wanted: int
+    label: str
+
 
 MAX_ROWS = 200
 PAGE_ENTRIES = 50

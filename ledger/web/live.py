@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable
 from aiohttp import web
 
 from artel.ledger.web.answers import error
+from artel.ledger.web.openapi import HTML, says
 from artel.ledger.web.site import LedgerSite, View
 from artel.protocol.errors import ArtelError
 
@@ -50,10 +51,12 @@ class LivePage:
         self._changed = asyncio.Event()  # replaced each time
         self._feeding: asyncio.Task[None] | None = None
 
+    @says("The page for people.", None, HTML, errors=HTML)
     async def show(self, request: web.Request) -> web.Response:
         """The page as it is now."""
         return await self._site.page(request, self._template, self._view)
 
+    @says("What changes on it (server-sent events).", None, "text/event-stream")
     async def stream(self, request: web.Request) -> web.StreamResponse:
         """Its changes from now on, until the reader goes or the feed ends.
 

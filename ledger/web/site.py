@@ -17,6 +17,7 @@
 ``GET /round/N``, ``/shares``, ``/entries``  pages for people; ``/shares.csv``
 ``GET /search?q=WORD``                      what a word may mean, or straight to the only page
 ``GET /static/NAME``                        what these load
+``GET /api/v1/openapi.json``                all that a server answers, as :mod:`ledger.web.openapi`
 ==========================================  ========================================================
 """
 
@@ -31,6 +32,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from artel.ledger import entries
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold.history import History
 from artel.ledger.store import finality
@@ -40,7 +42,7 @@ from artel.ledger.sync import offline
 from artel.ledger.sync.serving import Served
 from artel.ledger.sync.source import NotFound
 from artel.ledger.tlog.checkpoint import verifier_keys
-from artel.ledger.web import assets, lists, search
+from artel.ledger.web import assets, lists, openapi, search
 from artel.ledger.web.answers import (
     FOREVER,
     body_of,
@@ -54,6 +56,7 @@ from artel.ledger.web.answers import (
     whole,
 )
 from artel.ledger.web.context import Context
+from artel.ledger.web.openapi import BYTES, HTML, JSON, NUMBER, PLAIN, TEXT, says
 from artel.ledger.web.pages import account_page, entry_page, round_page
 from artel.ledger.web.render import Templates
 from artel.ledger.web.server import Handler
@@ -61,6 +64,7 @@ from artel.ledger.web.turns import Turns
 from artel.ledger.web.visitors import url_of
 from artel.protocol.dsse import MAX_ENVELOPE_BYTES
 from artel.protocol.errors import ArtelError, UsageError
+from artel.protocol.schema import Record
 
 Submit = Callable[[bytes, str], Awaitable[tuple[int, str]]]
 """``submit(leaf, network address) -> (index, note)``"""
@@ -68,18 +72,30 @@ SetAlias = Callable[[bytes, str], Awaitable[None]]
 View = Callable[[Context, Mapping[str, str]], dict[str, Any]]
 """What a page shows, from what was asked (path and query); raises UsageError for what is not."""
 
-PAGES: tuple[tuple[str, str, View, tuple[str, ...]], ...] = (
-    ("/round/{number}", "round.html", round_page, ("number",)),
-    ("/shares", "shares.html", lists.shares_page, ()),
-    ("/entries", "entries.html", lists.entries_page, ("kind", "round", "before")),
+_KIND = {"enum": ["", *entries.KINDS]}
+PAGES: tuple[tuple[str, str, View, dict[str, Any]], ...] = (
+    ("/round/{number}", "round.html", round_page, {"number": openapi.NUMBER}),
+    ("/shares", "shares.html", lists.shares_page, {}),
+    (
+        "/entries",
+        "entries.html",
+        lists.entries_page,
+        {"kind": _KIND, "round": openapi.NUMBER, "before": openapi.NUMBER},
+    ),
 )
 """Path, template, what it shows, and what it is asked."""
 
 NOTHING_ASKED: Mapping[str, str] = MappingProxyType({})
 THREADS = 4
-BYTES = "application/octet-stream"
 
 T = TypeVar("T")
+
+
+class SubmittedFacts(Record):
+    """Where an entry stands in the log, and what it did."""
+
+    index: int
+    note: str
 
 
 class LedgerSite:
@@ -123,8 +139,8 @@ class LedgerSite:
         add("/ledger/{path:.+}", self._file)
         add("/entry/{index}", self._entry_page)
         add("/account/{key}", self._account_page)
-        for path, template, view, names in PAGES:
-            add(path, self._page_of(template, view, names))
+        for path, template, view, asked in PAGES:
+            add(path, self._page_of(path, template, view, asked))
         add("/shares.csv", self._shares_csv)
         add("/search", self._search)
         add(f"{assets.PATH}{{name}}", assets.answer)
@@ -142,6 +158,7 @@ class LedgerSite:
 
     # --- the log ----------------------------------------------------------------------------------
 
+    @says("A file of the log.", None, JSON, PLAIN, BYTES, path=TEXT)
     async def _file(self, request: web.Request) -> web.Response:
         # The raw path: a tile has one spelling, without percent signs.
         path = request.raw_path.partition("?")[0].removeprefix("/ledger/")
@@ -151,6 +168,7 @@ class LedgerSite:
             return missing(wrong)
         return await self._in_thread(log_file, request, path, data)
 
+    @says("An entry's bytes.", None, BYTES, index=NUMBER)
     async def _leaf(self, request: web.Request) -> web.Response:
         index = whole(request.match_info["index"], "an index")
         try:
@@ -159,6 +177,7 @@ class LedgerSite:
             return missing(wrong)
         return download(leaf, BYTES, f"entry-{index}.json", FOREVER)
 
+    @says("Its proof file (c2sp.org/tlog-proof).", None, PLAIN, index=NUMBER)
     async def _proof(self, request: web.Request) -> web.Response:
         index = whole(request.match_info["index"], "an index")
         try:
@@ -172,6 +191,7 @@ class LedgerSite:
         final = finality.of_home(self._store, self._heads, state)
         return offline.prove(self._store, final, index).encode()
 
+    @says("Which run this is, and where else to ask.", dict[str, Any])
     async def _run(self, request: web.Request) -> web.Response:
         store = self._store
         origin, genesis, term = store.origin, store.genesis, self._state().term
@@ -198,6 +218,7 @@ class LedgerSite:
 
     # --- what may be sent -------------------------------------------------------------------------
 
+    @says("Take one signed entry of a person's account.", SubmittedFacts, takes=BYTES)
     async def _submitted(self, request: web.Request) -> web.Response:
         if self._submit is None:
             return error(404, "this server takes no entries", "ask the coordinator")
@@ -209,6 +230,7 @@ class LedgerSite:
             return refusal(refused)
         return web.json_response({"index": index, "note": note})
 
+    @says("Take a signed wish to be shown under a name.", dict[str, bool], takes=BYTES)
     async def _alias_set(self, request: web.Request) -> web.Response:
         if self._set_alias is None:
             return error(404, "this server keeps no names", "ask the coordinator")
@@ -220,16 +242,19 @@ class LedgerSite:
 
     # --- pages ------------------------------------------------------------------------------------
 
-    def _page_of(self, template: str, view: View, names: tuple[str, ...]) -> Handler:
+    def _page_of(self, path: str, template: str, view: View, asked: dict[str, Any]) -> Handler:
+        @says(f"A page for people: {path}.", None, HTML, errors=HTML, **asked)
         async def answer(request: web.Request) -> web.Response:
-            return await self.page(request, template, view, names)
+            return await self.page(request, template, view, asked)
 
         return answer
 
+    @says("Who owns what, as a table.", None, "text/csv")
     async def _shares_csv(self, request: web.Request) -> web.Response:
         data = await self.made("shares.csv", lambda: self.look(lists.shares_csv).encode())
         return download(data, "text/csv", "shares.csv", "no-store")
 
+    @says("A page of an entry, by its index or its id.", None, HTML, errors=HTML, index=TEXT)
     async def _entry_page(self, request: web.Request) -> web.Response:
         given = request.match_info["index"]
         try:
@@ -242,6 +267,7 @@ class LedgerSite:
             request, "entry.html", lambda page, _: entry_page(page, index), ("index",)
         )
 
+    @says("What a word may mean.", None, HTML, errors=HTML, q=TEXT)
     async def _search(self, request: web.Request) -> web.Response:
         asked = request.query.get("q", "")[: search.MAX_LETTERS]
 
@@ -264,6 +290,16 @@ class LedgerSite:
             raise UsageError(f"{len(found) or 'no'} entries have an id that begins like that")
         return web.Response(status=302, headers={"Location": f"/entry/{found[0]}"})
 
+    @says(
+        "A page of an account.",
+        None,
+        HTML,
+        errors=HTML,
+        key=TEXT,
+        kind=_KIND,
+        state=TEXT,
+        before=NUMBER,
+    )
     async def _account_page(self, request: web.Request) -> web.Response:
         given = request.match_info["key"].lower()
         if 8 <= len(given) < 64:  # as pages show it

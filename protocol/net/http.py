@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -36,11 +37,18 @@ class BadStatus(Unreachable):
         """At most 64 KiB of it."""
 
 
-def fetch(url: str, limit: int, timeout: float, body: bytes | None = None) -> bytes:
+def fetch(
+    url: str,
+    limit: int,
+    timeout: float,
+    body: bytes | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> bytes:
     """What is at ``url``, or the answer to ``body`` (JSON), which is then posted.
 
     :param limit: the most bytes that are accepted
     :param timeout: seconds from the first byte sent to the last byte received
+    :param more: headers
     :raises BadStatus: the server refuses
     :raises CheckFailed: there is more, or it came in a form that was not asked for
     :raises Unreachable: nobody answers, or not to the end
@@ -53,7 +61,7 @@ def fetch(url: str, limit: int, timeout: float, body: bytes | None = None) -> by
 
     headers = {} if body is None else {"Content-Type": "application/json"}
     try:
-        request = Request(url, data=body, headers=headers)
+        request = Request(url, data=body, headers=headers | dict(more))
         try:
             with http_opener(url, timeout).open(request) as response:
                 return _whole(url, response, limit)

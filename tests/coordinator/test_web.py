@@ -214,6 +214,12 @@ def with_log_line(world: World, member: Identity, signed: str, head: Checkpoint)
     return add_lines(note.parse(signed), line).encode()
 
 
+async def test_the_page_of_a_round_that_is_to_be_opened_is_there(client: Client) -> None:
+    reply = await client.get("/round/1")
+    assert reply.status == 200, await reply.text()
+    assert (await client.get("/round/2")).status == 404
+
+
 async def test_rounds_are_limited_to_the_newest(client: Client) -> None:
     both = await get(client, "/api/v1/rounds")
     assert [row["round"] for row in both["rounds"]] == [0, 1]
@@ -329,6 +335,32 @@ async def test_nothing_that_a_peer_or_organiser_writes_becomes_markup(
     connect(core, world.members[0].peer_id, phase='"} 1\nartel_x')
     text = await (await client.get("/metrics")).text()
     assert "\nartel_x" not in text
+
+
+async def test_the_dashboard_asks_for_nothing_that_a_page_does_not_say(
+    client: Client, core: Coordinator, world: World
+) -> None:
+    connect(core, world.members[0].peer_id)
+    dashboard = await get(client, "/static/grafana.json")
+    asked = {
+        name
+        for panel in dashboard["panels"]
+        for target in panel["targets"]
+        for name in re.findall(r"artel_\w+", target["expr"])
+    }
+    assert len(asked) > 15
+    there = {
+        (sample.name, *sample.labels)
+        for family in text_string_to_metric_families(await (await client.get("/metrics")).text())
+        for sample in family.samples
+    }
+    assert asked <= {name for name, *_ in there}
+    # And for no label that it does not have.
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            (name,) = set(re.findall(r"artel_\w+", target["expr"]))
+            labels = re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])
+            assert not labels or (name, *labels) in there
 
 
 async def test_metrics_are_what_the_status_says(
