@@ -6,6 +6,7 @@ and a thread of its own posts them, tries again a few times, and gives one up th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,7 +15,6 @@ import os
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from artel.protocol import files
@@ -79,8 +79,10 @@ class Webhook(logging.Handler):
         try:
             self._waiting.put_nowait(body)
         except queue.Full:
-            self._waiting.get_nowait()  # the oldest one
-            self._waiting.put_nowait(body)
+            # In place of the oldest; the thread may take that, or another event come, between.
+            with contextlib.suppress(queue.Empty, queue.Full):
+                self._waiting.get_nowait()
+                self._waiting.put_nowait(body)
 
     def _post_all(self) -> None:
         while (body := self._waiting.get()) is not None:
@@ -100,7 +102,7 @@ class Webhook(logging.Handler):
         return False
 
 
-@contextmanager
+@contextlib.contextmanager
 def posting(url: str, home: Path, run: str) -> Iterator[None]:
     """Post the events of this process to ``url`` while the block runs; "" for no URL.
 
