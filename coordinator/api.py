@@ -304,6 +304,14 @@ class LedgerFacts(Record):
     closed: Count
 
 
+class AmendmentFacts(Record):
+    """What the organiser changed, from a round on."""
+
+    entry: Count
+    round: Count
+    changes: dict[str, str]
+
+
 class StatusFacts(Record):
     """:func:`status_facts`"""
 
@@ -317,6 +325,8 @@ class StatusFacts(Record):
     phase: str
     round: Count
     total: Count
+    paused: bool
+    amendments: list[AmendmentFacts]
     attempt: Count
     state_root: str
     members: Count
