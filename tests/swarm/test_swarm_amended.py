@@ -19,6 +19,7 @@ from swarm_world import ledger_of, round_at_least, write_run
 SPAN = 2
 
 
+@pytest.mark.slow  # nine rounds and their audits; test_following_amendments is its short form
 async def test_all_nodes_follow_an_amendment_from_its_round_on_and_audits_before_and_after_agree(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
