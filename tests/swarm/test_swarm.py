@@ -282,7 +282,9 @@ async def test_a_coordinator_that_goes_on_from_an_old_backup_is_caught_by_every_
 
 async def test_what_dies_in_a_round_costs_nobody_the_round(tmp_path: Path) -> None:
     """A trainer and two network daemons; behind that, a second Ctrl-C leaves at once."""
-    run = write_run(tmp_path, total=500, inner_steps=800, deadline_s=120, quorum=1.0)
+    # Who dialled in the moment without a network daemon is not let dial again for 5 s (go-libp2p).
+    rules: dict[str, Any] = {"deadline_s": 120, "quorum": 1.0, "patience": 3.0}
+    run = write_run(tmp_path, total=500, inner_steps=800, **rules)
     async with Swarm(tmp_path, run) as swarm:
         await swarm.start(nodes=2)
         assert swarm.coordinator is not None
