@@ -627,11 +627,13 @@ class FoldMachine(RuleBasedStateMachine):
     @rule(number=some)
     def entry_is_repeated(self, number: int) -> None:
         """What counted once never counts again."""
-        assert self.add(pick(self.counted, number)).status == "ignored"
+        outcome = self.add(again := pick(self.counted, number))
+        assert outcome.status == "ignored" or again.kind == "diverged"
 
     def teardown(self) -> None:
         for entry in self.counted:
-            assert check(self.state, entry)
+            # What nodes measured of a state is true again when a run comes to the same one again.
+            assert check(self.state, entry) or entry.kind == "diverged"
         require_same(self.log, self.state, self.reasons)
 
     @rule(number=some)
