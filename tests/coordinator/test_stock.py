@@ -23,7 +23,7 @@ async def test_every_nth_state_stays_for_good_and_of_the_others_the_newest(tmp_p
 
     async def copied(found: Stock, numbers: range) -> set[int]:
         for number in numbers:
-            assert found.wanted(number)
+            assert found.wanted(number, 60)
             assert await found.mirror(number, roots[number], [])
         return {number for number in range(1, numbers.stop) if store.has(roots[number])}
 
@@ -36,4 +36,4 @@ async def test_every_nth_state_stays_for_good_and_of_the_others_the_newest(tmp_p
 
 def test_states_to_be_kept_are_copied_though_no_others_are(tmp_path: Path) -> None:
     found = stock(BlobStore(tmp_path), "total = 20\nmirror_every = 0\nkeep_every = 8")
-    assert [number for number in range(1, 21) if found.wanted(number)] == [8, 16, 20]
+    assert [number for number in range(1, 21) if found.wanted(number, 20)] == [8, 16, 20]
