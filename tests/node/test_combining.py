@@ -93,9 +93,7 @@ class Scene:
             link=self.link,
             blobs=self.store,
             holders=RULES.holders,
-            manifest=SimpleNamespace(
-                config=SimpleNamespace(rounds=SimpleNamespace(settle_s=SETTLE_S))
-            ),
+            rounds=SimpleNamespace(settle_s=SETTLE_S),
             trainer=SimpleNamespace(do=self._combine),
             work_dir=home,
         )

@@ -42,6 +42,9 @@ class Home:
         session: Any = SimpleNamespace(
             run=run.world.run,
             manifest=SimpleNamespace(config=config),
+            config_at=lambda round: config,
+            changes_at=lambda round: {},
+            rounds=config.rounds,
             manifest_file=folder / "manifest.json",
             device="cpu",
             work_dir=folder,
