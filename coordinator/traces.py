@@ -27,7 +27,6 @@ NEXT = {
     "round.closed": "apply",
     "state.agreed": "",
     "round.failed": "",
-    "round.handed_back": "",
     "run.rolled_back": "",
 }
 """Event to the phase that it begins; "" when the attempt is over."""

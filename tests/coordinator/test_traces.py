@@ -27,6 +27,7 @@ def happened() -> None:
     emit(log, "round.committed", round=4, commitments=1)
     emit(log, "round.failed", round=4, accepted=0, rejected="-")
     emit(log, "round.opened", round=4, members=2)
+    emit(log, "round.handed_back", node="…a", reason="stopped")  # by one node; the others go on
     emit(log, "head.cosigned", size=3)
     emit(log, "round.committed", round=4, commitments=2)
     emit(log, "round.closed", round=4, accepted=2, rejected="-")
