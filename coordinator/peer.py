@@ -64,19 +64,26 @@ def holders_of(root: str, peers: Mapping[str, Peer]) -> list[str]:
     return sorted(peers, key=lambda name: peers[name].report.state_root != root)
 
 
-def say_what_changed(rules: RoundRules, before: RunState, after: RunState) -> None:
-    """Log who has been in the way of others since, and whether the run can go on."""
-    if (stands := _stands(rules, after)) != _stands(rules, before):
-        name, nodes = "run.paused" if stands else "run.goes_on", len(after.peers)
-        emit(log, name, round=after.round, nodes=nodes, halted=after.halted)
+def say_whether_it_goes_on(stood: bool, rules: RoundRules, state: RunState) -> bool:
+    """Whether no round can be opened: the organiser paused the run, a state is called wrong, or too
+    few are here. Logged when it is new.
+
+    :param stood: what was said last
+    """
+    here = sum(not presence.leaving for presence in state.peers.values())
+    stands = rules.paused or state.halted or here < rules.min_nodes
+    if state.phase is Phase.FINISHED or stands == stood:
+        return stood
+    why = {"organiser": rules.paused, "halted": state.halted}
+    name = "run.paused" if stands else "run.goes_on"
+    emit(log, name, round=state.round, nodes=here, **why)
+    return stands
+
+
+def say_who_sits_out(before: RunState, after: RunState) -> None:
+    """Log who has been in the way of others since."""
     for peer, pause in after.pauses.items():
         known = before.pauses.get(peer)
         if known is None or pause.until > known.until:
             said = {"reason": pause.reason, "times": pause.strikes, "back_after": pause.until}
             emit(log, "node.in_the_way", logging.INFO, node=short_peer(peer), **said)
-
-
-def _stands(rules: RoundRules, state: RunState) -> bool:
-    """Whether no round can be opened: a state is called wrong, or too few are here."""
-    here = sum(not presence.leaving for presence in state.peers.values())
-    return state.phase is not Phase.FINISHED and (state.halted or here < rules.min_nodes)

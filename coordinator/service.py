@@ -23,7 +23,7 @@ from artel.coordinator import deciding, intake
 from artel.coordinator.divergence import Divergence
 from artel.coordinator.metrics import Clock, Metrics, Numbers
 from artel.coordinator.pace import Planner
-from artel.coordinator.peer import Peer, say_what_changed
+from artel.coordinator.peer import Peer, say_whether_it_goes_on, say_who_sits_out
 from artel.coordinator.resuming import PHASES, NoEffect, ranked, resumed, seat, shown_so_far
 from artel.coordinator.reveals import Arrival, Reveals
 from artel.coordinator.sequencer import Late, Sequencer, Statement
@@ -103,6 +103,7 @@ class Coordinator:
         """Whether nodes of a finished run may go; see :mod:`coordinator.upkeep`."""
         self.ending = False
         """Whether this term is to end (:mod:`coordinator.term_watch`): no round is opened."""
+        self._stands = True  # nobody is here yet
         self.not_ending = ""
         """Why it goes on although its owner wanted it to end."""
         self._follow()
@@ -276,9 +277,10 @@ class Coordinator:
                 error = files.disk_error(error, self.metrics.path.parent)
             self.fail(error)
             raise error from None
-        say_what_changed(self.rules, self.state, state)
+        say_who_sits_out(self.state, state)
         self.state = state
         self._follow()
+        self._stands = say_whether_it_goes_on(self._stands, self.rules, state)
         return actions
 
     async def go_back(self, charge: str, number: int, grounds: str = "") -> None:

@@ -4,7 +4,7 @@ and so on."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -149,8 +149,8 @@ def _set(home: Path, limits: OwnerSettings) -> int:
     return EXIT_OK
 
 
-def _tell(home: Path, do: str) -> int:
+def _tell(home: Path, do: Literal["finish", "leave"]) -> int:
     from artel.node import control
 
-    print(control.tell(home, control.OwnerOrder("finish" if do == "finish" else "leave")))
+    print(control.tell(home, control.OwnerOrder(do)))
     return EXIT_OK

@@ -15,6 +15,14 @@ from typing import Any
 
 from artel.protocol.terminal import clean, printable
 
+LEVELS = {
+    logging.DEBUG: "debug",
+    logging.INFO: "info",
+    logging.WARNING: "warning",
+    logging.ERROR: "error",
+    logging.CRITICAL: "critical",
+}
+"""As logs name them; the names of :mod:`logging` are changed by a library that a node loads."""
 LOG_PARTS, MAX_LOG_BYTES = 3, 4 << 20
 """A log file that is full is set aside; so many of them are kept, as ``NAME.1`` and so on."""
 
@@ -35,7 +43,7 @@ class _Human(logging.Formatter):
         fields = getattr(record, "fields", {})
         text = " ".join(f"{key}={_plain(value)}" for key, value in fields.items())
         name = record.getMessage()
-        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()} "
+        level = "" if record.levelno < logging.WARNING else f"{LEVELS[record.levelno]} "
         line = f"{time} {level}{name} {text}".rstrip()
         if record.exc_info:
             line += "\n" + clean(self.formatException(record.exc_info))
@@ -46,7 +54,7 @@ class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         entry = {
             "time": round(record.created, 3),
-            "level": record.levelname.lower(),
+            "level": LEVELS[record.levelno],
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }

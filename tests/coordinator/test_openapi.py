@@ -25,7 +25,7 @@ from artel.protocol.listing import ListingRecord
 from artel.protocol.net.doors import Directory
 from artel.protocol.net.http import fetch_object
 from ledger_world import World
-from run_page_world import INVITE, connect, coordinating, numbers_of, published
+from run_page_world import INVITE, connect, coordinating, numbers_of, one_round, published
 
 EXAMPLES = 5
 """Of each operation, valid ones and others each."""
@@ -45,22 +45,8 @@ NAMES = (
 async def core(tmp_path: Path) -> AsyncIterator[Coordinator]:
     """A coordinator in its second round."""
     world = World(name="openapi")
-    first, second, late = world.members
-    manifest = published(world)
-    happened = (
-        world.introductions(),
-        (
-            world.opened(0),
-            world.committed(0, members=[first, second]),
-            world.contribution(first, 0),
-            world.contribution(second, 0),
-            world.closed(0, accepted=sorted([first, second], key=lambda m: m.peer_id),
-                         rejected={late.peer_id: "late"}),
-            world.agreed(1, nodes=[first, second]),
-        ),
-    )  # fmt: skip
-    metrics = numbers_of(tmp_path, world, 2)
-    async with coordinating(world, manifest, tmp_path, happened, metrics) as core:
+    manifest, metrics = published(world), numbers_of(tmp_path, world, 2)
+    async with coordinating(world, manifest, tmp_path, one_round(world), metrics) as core:
         for member in world.members:
             connect(core, member.peer_id)
         yield core

@@ -37,7 +37,7 @@ from artel.protocol.manifest import Manifest
 from artel.protocol.messages import MAX_LOSS, Cosigned, Kind, Report
 from ledger_world import CREDIT, TOKENS, World, digest
 from page_world import Node, read, runs_ours_alone
-from run_page_world import INVITE, NASTY, connect, coordinating, published
+from run_page_world import INVITE, NASTY, connect, coordinating, one_round, published
 
 
 @pytest.fixture
@@ -48,22 +48,8 @@ def world() -> World:
 @pytest.fixture
 async def core(world: World, tmp_path: Path) -> AsyncIterator[Coordinator]:
     """A coordinator in its second round of five, the first one with a late node."""
-    first, second, late = world.members
-    manifest = published(world)
-    happened = (
-        world.introductions(),
-        (
-            world.opened(0),
-            world.committed(0, members=[first, second]),
-            world.contribution(first, 0),
-            world.contribution(second, 0),
-            world.closed(0, accepted=sorted([first, second], key=lambda m: m.peer_id),
-                         rejected={late.peer_id: "late"}),
-            world.agreed(1, nodes=[first, second]),
-        ),
-    )  # fmt: skip
-    metrics = numbers(tmp_path, late.peer_id)
-    async with coordinating(world, manifest, tmp_path, happened, metrics) as core:
+    manifest, metrics = published(world), numbers(tmp_path, world.members[2].peer_id)
+    async with coordinating(world, manifest, tmp_path, one_round(world), metrics) as core:
         yield core
 
 

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from artel.coordinator import webhook
-from artel.coordinator.peer import say_what_changed
+from artel.coordinator.peer import say_whether_it_goes_on
 from artel.protocol.events import emit
 from artel.protocol.round_state import Phase, Presence, RoundRules, RunState
 
@@ -115,7 +115,7 @@ def test_a_receiver_that_does_not_answer_holds_nobody_up_and_fills_no_memory(
     assert not [h for h in logging.getLogger("artel").handlers if type(h) is webhook.Webhook]
 
 
-def test_a_run_is_paused_when_too_few_are_here_or_a_state_is_called_wrong(
+def test_a_run_is_paused_by_its_organiser_by_who_is_away_and_by_a_state_that_is_called_wrong(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("artel"), "propagate", True)
@@ -124,12 +124,19 @@ def test_a_run_is_paused_when_too_few_are_here_or_a_state_is_called_wrong(
         peers = {str(number): Presence(0.0, "") for number in range(here)}
         return RunState(phase, 1, 0, "", 0.0, peers=peers, halted=halted)
 
-    states = [of(2), of(1), of(2), of(2, halted=True), of(2), of(2, phase=Phase.FINISHED)]
-    for before, after in pairwise(states):
-        say_what_changed(RULES, before, after)
-    assert [r.message for r in caplog.records] == [
-        "run.paused",
-        "run.goes_on",
-        "run.paused",
-        "run.goes_on",
-    ]
+    stands, paused = True, replace(RULES, paused=True)
+    for rules, state in (
+        (RULES, of(1)),
+        (RULES, of(2)),
+        (RULES, of(2, halted=True)),
+        (RULES, of(2)),
+        (paused, of(2)),
+        (paused, of(1)),
+        (RULES, of(2)),
+        (RULES, of(0, phase=Phase.FINISHED)),
+    ):
+        stands = say_whether_it_goes_on(stands, rules, state)
+    runs = (r for r in caplog.records if r.message.startswith("run."))
+    said = [(r.message, r.fields["organiser"]) for r in runs]  # type: ignore[attr-defined]
+    goes_on = "run.goes_on", False
+    assert said == [goes_on, ("run.paused", False), goes_on, ("run.paused", True), goes_on]

@@ -97,3 +97,12 @@ def test_a_traceback_is_kept(caplog: pytest.LogCaptureFixture) -> None:
         made.exc_info = (type(error), error, error.__traceback__)
     assert "deep inside" in _Human().format(made)
     assert "deep inside" in json.loads(_Json().format(made))["traceback"]
+
+
+def test_levels_are_called_what_they_are_whatever_a_library_calls_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(logging._levelToName, logging.WARNING, "WARN")  # hivemind does
+    made = logging.LogRecord("artel.test", logging.WARNING, "", 0, "duty.retry", (), None)
+    assert " warning duty.retry" in _Human().format(made)
+    assert json.loads(_Json().format(made))["level"] == "warning"

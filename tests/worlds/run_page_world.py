@@ -153,3 +153,20 @@ def numbers_of(folder: Path, world: World, rounds: int) -> Metrics:
         )
     metrics.of(rounds).validation = 4.0 + 3 / (rounds + 1)
     return metrics
+
+
+def one_round(world: World) -> tuple[list[Envelope], list[Envelope]]:
+    """A ledger's entries up to its first state, for which the third node was late."""
+    first, second, late = world.members
+    accepted = sorted([first, second], key=lambda member: member.peer_id)
+    return (
+        list(world.introductions()),
+        [
+            world.opened(0),
+            world.committed(0, members=[first, second]),
+            world.contribution(first, 0),
+            world.contribution(second, 0),
+            world.closed(0, accepted=accepted, rejected={late.peer_id: "late"}),
+            world.agreed(1, nodes=[first, second]),
+        ],
+    )
