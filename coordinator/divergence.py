@@ -1,7 +1,7 @@
 """Watching the loss: what nodes measured of agreed states, when it jumps, and when it is too bad.
 
-One member measures each state. All do of every eighth, so that enough have measured one that the
-run can go back to, and as long as the loss is far above what it was: two such states in a row
+One member measures each state. All do of those that the coordinator keeps copies of, which are what
+the run can go back to, and as long as the loss is far above what it was: two such states in a row
 decide.
 """
 
@@ -24,11 +24,10 @@ from artel.ledger.entries.kinds.diverged import (
 from artel.protocol import dsse
 from artel.protocol.events import emit
 from artel.protocol.messages import Validation
+from artel.protocol.run_config import RoundsSection
 
 log = logging.getLogger("artel.coordinator")
 
-EVERYBODY_EVERY = 8
-"""Of the states that a run can go back to (:data:`ledger.entries.anchors.ANCHORS`), four."""
 WINDOW, LEAST = 16, 3
 """States before one whose losses say what is usual, and fewest that can."""
 SPREADS, FLOOR = 6, 0.02
@@ -40,10 +39,11 @@ class Divergence:
     """What was measured; the event loop owns it, and it is gone when the process ends.
 
     :param run: its id
+    :param rounds: say of which states there are copies
     """
 
-    def __init__(self, run: str) -> None:
-        self._run = run
+    def __init__(self, run: str, rounds: RoundsSection) -> None:
+        self._run, self._rounds = run, rounds
         self._told: dict[tuple[int, str], dict[str, tuple[int, str]]] = {}  # by state and root
 
     def heard(self, fold: FoldState, peer: str, found: Validation) -> bool:
@@ -70,7 +70,8 @@ class Divergence:
 
     def everybody(self, fold: FoldState) -> bool:
         """Whether all members are to measure the newest state."""
-        return fold.round % EVERYBODY_EVERY == 0 or self.alarmed(fold)
+        held = fold.round == 0 or self._rounds.copies(fold.round)
+        return held or self.alarmed(fold)
 
     def alarmed(self, fold: FoldState) -> bool:
         """Whether the newest loss that was measured is a spike."""

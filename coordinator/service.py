@@ -92,7 +92,7 @@ class Coordinator:
         self.payload_bytes = largest_contribution(manifest.config, layout)
         self.state_bytes = state_bytes(layout.parameters, manifest.config.exchange.outer)
         self.planner = Planner(manifest, self.rules)
-        self.losses = Divergence(run)
+        self.losses = Divergence(run, manifest.config.rounds)
         self.peers: dict[str, Peer] = {}
         self.changed = asyncio.Condition()
         """Notified whenever the state, or what is known of a node, is new; for what waits here.

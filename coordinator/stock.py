@@ -85,8 +85,8 @@ class Stock:
     def wanted(self, round: int, total: int) -> bool:
         """Whether the state before this round, of a run of so many, is one that is copied here."""
         rounds = self._manifest.config.rounds
-        every = [number for number in (rounds.mirror_every, rounds.keep_every) if number]
-        return any(round % number == 0 or round == total for number in every)
+        some = bool(rounds.mirror_every or rounds.keep_every)
+        return rounds.copies(round) or (some and round == total)
 
     def _hold(self, round: int, root: str) -> None:
         """Keep a state that is here: for good, or until newer ones come."""

@@ -235,6 +235,10 @@ and its error feedback remember, so that its work can be repeated from public da
     """Of those copies the two newest stay; every n-th agreed state is copied too, and stays for \
 good, for `artel model export`; 0 means none."""
 
+    def copies(self, round: int) -> bool:
+        """Whether the coordinator keeps a copy of the state before a round."""
+        return any(n and round % n == 0 for n in (self.mirror_every, self.keep_every))
+
     @model_validator(mode="after")
     def _ramp_needs_spans(self) -> RoundsSection:
         if self.ramp and not self.span:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from artel.coordinator.divergence import EVERYBODY_EVERY, Divergence
+from artel.coordinator.divergence import Divergence
 from artel.ledger import entries
 from artel.ledger.entries.kinds.diverged import in_micro, loss_message
 from artel.protocol.identity import Identity
 from artel.protocol.messages import MAX_LOSS, Validation
+from artel.protocol.run_config import RoundsSection
 from ledger_world import World, digest, outcomes
 
 WORLD = World(nodes=3, ownership={"vesting_rounds": 1})
 ROUNDS = 10
+RULES = RoundsSection(total=60, mirror_every=4)
 FOLD, _ = outcomes(
     [*WORLD.start, *(entry for number in range(ROUNDS) for entry in WORLD.round(number))]
 )
@@ -27,7 +29,7 @@ def measured(node: Identity, number: int, loss: float, signed: float | None = No
 
 def watching(*losses: float, last: int = ROUNDS, everybody: bool = True) -> Divergence:
     """Of the newest states these losses, the last one of the state ``last``."""
-    watch = Divergence(WORLD.run)
+    watch = Divergence(WORLD.run, RULES)
     for number, loss in enumerate(losses, last - len(losses) + 1):
         for node in WORLD.members if everybody else WORLD.members[:1]:
             assert watch.heard(FOLD, node.peer_id, measured(node, number, loss))
@@ -57,11 +59,16 @@ def test_what_is_no_number_decides_at_once() -> None:
 
 
 def test_one_spike_has_all_members_measure_and_what_comes_right_again_has_not_diverged() -> None:
-    assert ROUNDS % EVERYBODY_EVERY
     assert watching(*FALLING, 6.0).everybody(FOLD)
     calm = watching(*FALLING, 6.0, 3.3)
     assert (calm.found(FOLD), calm.everybody(FOLD)) == (None, False)
-    assert Divergence(WORLD.run).everybody(outcomes(WORLD.start)[0])
+    assert Divergence(WORLD.run, RULES).everybody(outcomes(WORLD.start)[0])
+
+
+def test_all_members_measure_the_states_that_the_run_can_go_back_to() -> None:
+    for every, everybody in ((5, True), (4, False), (0, False)):
+        rules = RoundsSection(total=60, mirror_every=every)
+        assert Divergence(WORLD.run, rules).everybody(FOLD) == everybody
 
 
 def test_what_one_member_measured_decides_nothing() -> None:
@@ -74,7 +81,7 @@ def test_noise_is_no_spike(losses: tuple[float, ...]) -> None:
 
 
 def test_who_signs_another_loss_or_speaks_twice_is_not_heard() -> None:
-    watch, node = Divergence(WORLD.run), WORLD.members[0]
+    watch, node = Divergence(WORLD.run, RULES), WORLD.members[0]
     assert not watch.heard(FOLD, node.peer_id, measured(node, 5, 3.0, signed=4.0))
     assert not watch.heard(FOLD, node.peer_id, measured(WORLD.members[1], 5, 3.0))
     assert not watch.heard(FOLD, node.peer_id, Validation(round=5, loss=3.0))
