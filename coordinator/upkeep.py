@@ -31,8 +31,9 @@ Exchanged = entries.Contribution | entries.Aggregate
 """What names blobs that a round exchanges."""
 KEEP_ROUNDS = 4
 """Contributions of at least this many closed rounds stay, for nodes that are behind (for auditors
-of more, :func:`ledger.entries.audits.rounds_kept`); of older ones, as long as they are together
-fewer bytes than a state, which is what catching up takes otherwise."""
+of more, :func:`ledger.entries.audits.rounds_kept`, and what is audited longer than that); of older
+ones, as long as they are together fewer bytes than a state, which is what catching up takes
+otherwise."""
 LOOK_BACK = 2048
 """Entries before the end that a coordinator which was started again searches for old blobs."""
 RETRY_S = 2.0
@@ -157,8 +158,14 @@ class Upkeep:
         exchanged = self._core.exchanged
         while exchanged:
             self._note(exchanged.pop())
+        audited = audits.under_way(self._core.ledger.state)
         for number in self._outdated():
-            await asyncio.to_thread(self._delete, self._blobs.pop(number))
+            named = self._blobs.pop(number)
+            kept = {blob: body for blob, body in named.items() if _work(body) in audited}
+            if kept:
+                self._blobs[number] = kept
+            gone = {blob: body for blob, body in named.items() if blob not in kept}
+            await asyncio.to_thread(self._delete, gone)
 
     def _look_back(self) -> None:
         """After a restart: find the blobs that the process before has left."""
@@ -195,6 +202,11 @@ class Upkeep:
             store.delete(blob)
             if isinstance(body, entries.Contribution):
                 self._core.fingerprints.delete(body.chain)
+
+
+def _work(body: Exchanged) -> tuple[str, int] | None:
+    """By which an audit names it."""
+    return (body.node, body.round) if isinstance(body, entries.Contribution) else None
 
 
 def _bytes(body: Exchanged) -> int:

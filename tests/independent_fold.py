@@ -1171,10 +1171,12 @@ class Fold:
             parts[self.kinds[peer]] += weight
 
         def rank(item: tuple[str, Any]) -> int:
-            return 0 if item[1].draws else 1 if item[1].why == "newcomer" else 2
+            if any(draw.said == "reject" for draw in item[1].draws):
+                return 0
+            return 1 if item[1].draws else 2 if item[1].why == "newcomer" else 3
 
         for source, audit in sorted(self.audits.items(), key=rank):
-            bounded, said = rank((source, audit)) == 2, [draw.said for draw in audit.draws]
+            bounded, said = rank((source, audit)) == 3, [draw.said for draw in audit.draws]
             ahead, enough = said.count("accept"), 1 + said.count("inconclusive")
             if "reject" in said:
                 ahead, enough = max(ahead, said.count("reject")), self.most(audit)

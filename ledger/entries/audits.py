@@ -88,6 +88,16 @@ def rounds_kept(rules: LedgerRules) -> int:
     return rules.work.span + PATIENCE * rules.trust.audit_rounds if rules.audits else 0
 
 
+def under_way(state: FoldState) -> set[tuple[str, int]]:
+    """Node and round of each contribution that an audit is about. Whoever keeps contributions keeps
+    these, however old they are: of what is gone nobody can be convicted."""
+    return {
+        (audit.node, round)
+        for audit in state.audits.values()
+        for round in range(audit.first, audit.last + 1)
+    }
+
+
 def steps_now(state: FoldState, node: str) -> int:
     """Of the steps that a node has to repeat, those for which it is assigned fewer of its own in
     the round that comes."""
@@ -206,8 +216,8 @@ def _widened(state: FoldState, audit: Audit) -> Audit:
 def assign(state: FoldState) -> list[Drawn]:
     """Draw auditors for what still wants some, by the newest lot.
 
-    What somebody rejected comes first, then newcomers; of the others only as many are begun as a
-    quarter of those who are there.
+    What somebody rejected comes first, then what somebody was asked about, then newcomers; of the
+    others only as many are begun as a quarter of those who are there.
 
     :returns: who was drawn for what
     """
@@ -233,7 +243,9 @@ def assign(state: FoldState) -> list[Drawn]:
 
 
 def _rank(audit: Audit) -> int:
-    return 0 if audit.draws else 1 if audit.why == NEWCOMER else 2
+    """Between two panels each other audit waits: they are few, and what they convict sends no more
+    work that others have to repeat."""
+    return 0 if doubts(audit) else 1 if audit.draws else 2 if audit.why == NEWCOMER else 3
 
 
 def _free(state: FoldState) -> list[str]:

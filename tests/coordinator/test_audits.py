@@ -263,6 +263,30 @@ async def test_fingerprints_go_when_their_contributions_go(
 # --- what an auditor has to show ---
 
 
+async def test_what_is_audited_stays_however_old_it_is(
+    office: Office, members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else nobody is convicted of it: rejects have to name the step that differs. Where many new
+    nodes come, audits wait for longer than contributions are kept."""
+    monkeypatch.setattr("artel.coordinator.upkeep.KEEP_ROUNDS", 0)
+    monkeypatch.setattr("artel.ledger.entries.audits.rounds_kept", lambda rules: 0)
+    core = office.core
+    monkeypatch.setattr(core, "state_bytes", 0)
+    upkeep = Upkeep(core, "")
+    for _ in range(3):
+        await play_round(office, members)
+        await upkeep._prune()
+    made = {(body.node, body.round): body.chain for body in office.bodies("contribution")}
+    waiting = {(audit.node, audit.first) for audit in core.ledger.state.audits.values()}
+    assert {round for _, round in waiting} == {0, 1, 2}
+    assert await judge(office, [m for m in members if core.ledger.state.owed_by(m.peer)])
+    await upkeep._prune()
+    audited = {(audit.node, audit.first) for audit in core.ledger.state.audits.values()}
+    assert audited < waiting
+    kept = {work for work, chain in made.items() if core.fingerprints.has(chain)}
+    assert kept - {work for work in made if work[1] == core.state.round} == audited
+
+
 def along_a_line(rows: bytes) -> bytes:
     """What is guessed from where the weights were and where they came to, which is public."""
     table = np.frombuffer(rows, "<f4").reshape(-1, ROW).copy()

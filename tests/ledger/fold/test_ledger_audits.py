@@ -459,3 +459,18 @@ def test_what_an_audit_holds_back_is_not_said_to_vest_with_a_state_that_was_agre
     told = "\n".join(explain(history, work).lines())
     assert "held back" in told
     assert "vests when state 3" not in told
+
+
+@pytest.mark.parametrize("nodes", [6, 9])
+def test_what_somebody_rejected_is_decided_before_others_who_are_silent_are_replaced(
+    nodes: int,
+) -> None:
+    """Else each newcomer whose auditor does not answer would be asked about before it, and whoever
+    is known to have sent noise would go on with it for tens of rounds."""
+    run = Run(nodes=nodes)
+
+    def says(_: int, audit: Audit) -> str:
+        return "reject" if NUMBER[audit.node] == 2 else ""
+
+    run.play(8, says).checked()
+    assert run.barred() == [2]
