@@ -60,6 +60,7 @@ def status_facts(core: Coordinator) -> dict[str, Any]:
         "round": state.round,
         "total": rules.total,
         "paused": rules.paused,
+        "stuck": core.ledger.state.stuck,
         "amendments": [
             {"entry": one.index, "round": one.round, "changes": one.changes}
             for one in core.ledger.state.amendments

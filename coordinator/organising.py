@@ -199,6 +199,8 @@ def _phase(state: FoldState) -> str:
         return "closed"
     if state.round >= state.founded.total:
         return "finished"
+    if state.stuck:
+        return "stopped, since training diverged again and again; amend its rules"
     if state.attempt is not None:
         return state.attempt.phase
     return "paused" if state.founded.paused else "between two rounds"

@@ -20,7 +20,6 @@ from artel.coordinator.resuming import NoEffect
 from artel.coordinator.service import Coordinator
 from artel.ledger import entries
 from artel.ledger.entries.anchors import anchor_of, oldest_anchor
-from artel.ledger.entries.kinds.rolled_back import MOST_SETBACKS
 from artel.ledger.entries.records import Charge
 from artel.protocol.errors import ArtelError
 from artel.protocol.events import emit
@@ -123,8 +122,8 @@ class Returning:
     async def _back_to(self, newest: int, charge: Charge, grounds: str) -> None:
         """To the newest state, up to this one, that somebody still gives."""
         core = self._core
-        again = charge.better >= 0 and core.ledger.state.setbacks[1]
-        if again > MOST_SETBACKS:
+        if charge.better >= 0 and core.ledger.state.stuck:
+            again = core.ledger.state.setbacks[1]
             reason = f"training diverged {again} times in a row: its rules are at fault"
             fix = "amend them: artel run amend"
             emit(log, "run.stopped", logging.ERROR, reason=reason, fix=fix)

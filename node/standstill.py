@@ -10,7 +10,7 @@ as long as it may be silent. Then an elector seals the term (:mod:`.sealing`).
 It does so too when many attempts of a round in a row have come to nothing. Whose fault that is
 nobody can tell; but where nothing is agreed on, little is lost by trying another coordinator. Each
 term in a row without a state is given longer, so that a run that cannot go on changes its
-coordinator ever more seldom.
+coordinator ever more seldom. One that only its organiser can have go on keeps the one it has.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Standstill:
         state = self._replica.state
         self._follow(state)
         rules = self._rules
-        if not state.size or state.round >= rules.total or rules.paused:
+        if not state.size or state.round >= rules.total or rules.paused or state.stuck:
             return ""
         failed = self._phase[0] - self._first
         if failed * self._handover_s >= ATTEMPTS * patience:
@@ -102,7 +102,7 @@ class Standstill:
         self._for += passed
         if self._phase[1]:
             return
-        if not self.ready() or self._rules.paused:
+        if not self.ready() or self._rules.paused or state.stuck:
             self._for = self._counted_to = 0.0
             return
         half = self._bound(state, patience) / 2

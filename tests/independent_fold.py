@@ -463,7 +463,7 @@ class Fold:
         yield int(b.changes.get("rounds.total", b.round)) < b.round and "not_amendable"
         yield b.number > 1024 and "not_amendable"
         before, cap = self.amendments, self.config["rounds"].get("max_nodes", 1024)
-        self.amendments = sorted([*before, (b.round, b.changes)], key=lambda each: each[0])
+        self.amendments = [*before, (b.round, b.changes)]
         for at in {at for at, _ in self.amendments if at >= b.round}:
             least = int(self.settled("rounds.min_nodes", at, 1))
             if not least <= int(self.settled("rounds.max_nodes", at, 1024)) <= cap:

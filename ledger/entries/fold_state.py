@@ -43,6 +43,9 @@ from artel.protocol.identity import peer_id_of, public_of
 REMEMBERED = 4096
 """Contributions whose numbers are known again: of four rounds of as many members as a round can
 have, of a day with ten members and a round each four minutes."""
+MOST_SETBACKS = 3
+"""How often in a row a run goes back since training diverged: what three stretches of other data do
+not mend is in its rules."""
 _KNOWN_BY = 16
 """Hex digits of a payload's digest: nobody can make another's come out alike before it is shown."""
 
@@ -63,7 +66,7 @@ class FoldState:
     rules: LedgerRules | None = None
     """As the manifest has them."""
     amendments: list[Amendment] = field(default_factory=list)
-    """What the organiser has changed, by the round from which on it holds, then as they came."""
+    """What the organiser has changed, as it came."""
     states: list[str] = field(default_factory=list)
     """Agreed state roots; ``states[r]`` is what round r starts from."""
     accounts: dict[str, Account] = field(default_factory=dict)
@@ -187,6 +190,13 @@ class FoldState:
         if known is None or known[0] != at:
             known = self._ruled = at, self.rules_at(self.round)
         return known[1]
+
+    @property
+    def stuck(self) -> bool:
+        """Whether training has diverged too often in a row: no round begins until the organiser
+        amends the rules, whoever leads."""
+        diverged = any(charge.better >= 0 for charge in self.charges.values())
+        return diverged and self.setbacks[1] > MOST_SETBACKS
 
     def changes_at(self, round: int) -> dict[str, str]:
         """What has been amended of the manifest for a round: setting to value."""

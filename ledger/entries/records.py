@@ -72,7 +72,7 @@ class Amendment:
 def changes_of(amendments: Iterable[Amendment], round: int) -> dict[str, str]:
     """What holds in a round: setting to value.
 
-    :param amendments: by the round from which on each holds, then as they came
+    :param amendments: as they came
     """
     known = (one.changes for one in amendments if one.round <= round)
     return {name: text for changes in known for name, text in changes.items()}

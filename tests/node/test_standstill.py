@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from artel.node.standstill import ATTEMPTS, LEAST_S, STEP_S
+from artel.ledger.entries.fold_state import MOST_SETBACKS
+from artel.node.standstill import ATTEMPTS, LEAST_S, RETURN_S, STEP_S
 from artel.protocol.dsse import Envelope
 from artel.protocol.net import dht
 from artel.protocol.pauses import wait_before
@@ -175,6 +176,29 @@ async def test_a_run_that_is_over_keeps_its_coordinator(run: Parties) -> None:
         party.sealing.standstill._written = replace(RULES, total=1)
     await passes(4 * BETWEEN_S, *electors)
     assert sealed(electors) == [-1] * 3
+
+
+async def test_a_run_that_diverged_too_often_keeps_its_coordinator(
+    run: Parties, world: World
+) -> None:
+    """Only its organiser can have it go on."""
+    leader = await run.coordinator()
+    electors = await electors_of(run, leader)
+    for time in range(MOST_SETBACKS + 1):
+        bad = world.diverged(1, 0, dict.fromkeys(world.members, (9_000_000 + time, 3_000_000)))
+        await goes_on(leader, bad)
+        if time < MOST_SETBACKS:
+            await goes_on(leader, world.rolled_back(bad, 0), *world.again(0, 1, time + 1))
+    for party in electors:
+        await party.follow(leader)
+        assert party.replica.state.stuck
+    await passes(4 * (BETWEEN_S + RETURN_S), *electors)
+    assert sealed(electors) == [-1] * 3
+    await goes_on(leader, world.amended(1, 1, optimizer__lr="0.0001"))
+    for party in electors:
+        await party.follow(leader)
+    await passes(4 * (BETWEEN_S + RETURN_S), *electors)
+    assert sealed(electors) == [0] * 3
 
 
 async def test_nobody_is_in_a_hurry_where_phases_are_short(run: Parties) -> None:

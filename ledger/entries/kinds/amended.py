@@ -25,8 +25,9 @@ Value = Annotated[str, StringConstraints(pattern=r"^[a-z0-9.]{1,24}$")]
 
 
 class Amended(Body):
-    """From ``round`` on these settings have these values (:mod:`protocol.amending`), until another
-    amendment of that round or of a later one says otherwise; signed by the organiser alone.
+    """From ``round`` on these settings have these values (:mod:`protocol.amending`), until a later
+    entry says otherwise, whatever an earlier one says of later rounds: who mends a slip need not
+    look for all that was said before. Signed by the organiser alone.
 
     ``number`` counts the amendments of the run from 1, so that none is said twice.
     """
@@ -53,8 +54,7 @@ class Amended(Body):
         except ValueError:
             return reasons.NOT_AMENDABLE
         one = Amendment(state.size, self.round, dict(self.changes))
-        # Those of one round in the order of the ledger: the last one counts.
-        after = sorted([*state.amendments, one], key=lambda each: each.round)
+        after = [*state.amendments, one]
         if given.get(TOTAL, self.round) < self.round or self.number > MOST:
             return reasons.NOT_AMENDABLE
         for number in {each.round for each in after if each.round >= self.round}:

@@ -20,10 +20,6 @@ from artel.protocol.dsse import Envelope
 from artel.protocol.identity import Identity, short_peer
 from artel.protocol.round_state import WRONG_STATE
 
-MOST_SETBACKS = 3
-"""How often in a row a run goes back since training diverged: what three stretches of other data do
-not mend is in its rules."""
-
 
 class RolledBack(Body):
     """The state that the entry ``charge`` calls wrong was proven wrong, or training diverged from
@@ -52,7 +48,7 @@ class RolledBack(Body):
         before = min([*proven, better + 1]) if better >= 0 else min(proven)
         if state.closed or not oldest_anchor(state) <= self.state < before:
             return reasons.OUT_OF_ORDER
-        if better >= 0 and state.setbacks[1] > MOST_SETBACKS:
+        if better >= 0 and state.stuck:
             return reasons.TOO_MANY_SETBACKS
         if self.root != state.states[self.state]:
             return WRONG_STATE

@@ -40,15 +40,19 @@ def test_the_organiser_alone_changes_rules_and_each_amendment_counts_once() -> N
     assert last(*FIRST, other) == reasons.WRONG_RUN
 
 
-def test_of_two_that_hold_the_later_round_counts_and_of_one_round_the_later_entry() -> None:
+def test_what_was_said_last_counts_whatever_was_said_of_later_rounds_before() -> None:
     said = [
         WORLD.amended(1, 5, optimizer__lr="0.5"),
         WORLD.amended(2, 3, optimizer__lr="0.3", optimizer__schedule="constant"),
         WORLD.amended(3, 5, optimizer__lr="0.6"),
+        WORLD.amended(4, 4, rounds__deadline_s="60"),
     ]
     state, _ = outcomes([*FIRST, *said])
     rates = [state.changes_at(round).get("optimizer.lr") for round in range(2, 7)]
     assert rates == [None, "0.3", "0.3", "0.6", "0.6"]
+    state, _ = outcomes([*FIRST, *said, WORLD.amended(5, 4, optimizer__lr="0.4")])
+    rates = [state.changes_at(round).get("optimizer.lr") for round in range(2, 7)]
+    assert rates == [None, "0.3", "0.4", "0.4", "0.4"]
     assert state.changes_at(9)["optimizer.schedule"] == "constant"
 
 

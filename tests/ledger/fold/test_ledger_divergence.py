@@ -10,8 +10,8 @@ import pytest
 from artel.ledger import entries
 from artel.ledger.entries import reasons
 from artel.ledger.entries.anchors import ANCHORS
+from artel.ledger.entries.fold_state import MOST_SETBACKS
 from artel.ledger.entries.kinds.diverged import NOT_FINITE, in_micro, is_worse
-from artel.ledger.entries.kinds.rolled_back import MOST_SETBACKS
 from artel.ledger.fold.explain import explain
 from artel.ledger.fold.history import read
 from artel.ledger.fold.shares import FoldState, Outcome
@@ -42,18 +42,6 @@ def last(*envelopes: Envelope) -> str:
     """What became of the last one."""
     seen = outcomes(envelopes)[1][-1]
     return seen.reason or seen.status
-
-
-def again(world: World, first: int, end: int, attempt: int) -> list[Envelope]:
-    """These rounds, made once more, behind all data that was used."""
-    behind = (end - 1) * 24
-    made: list[Envelope] = []
-    for round in range(first, end):
-        shown = [world.contribution(member, round, attempt) for member in world.members]
-        made += [world.opened(round, attempt, cursor=behind)]
-        made += [world.committed(round, attempt), *shown]
-        made += [world.closed(round, attempt), world.agreed(round + 1)]
-    return made
 
 
 def test_most_of_those_who_made_a_state_say_that_it_is_worse_and_no_round_begins() -> None:
@@ -211,7 +199,7 @@ def test_a_run_that_diverges_again_and_again_stops_after_three_times() -> None:
         back = [*run, entry, WORLD.rolled_back(entry, 2)]
         if time < MOST_SETBACKS:
             assert last(*back) == "recorded"
-            run = [*back, *again(WORLD, first, ROUNDS, time + 1)]
+            run = [*back, *WORLD.again(first, ROUNDS, time + 1)]
         else:
             assert last(*back) == reasons.TOO_MANY_SETBACKS
             assert last(*back, WORLD.opened(ROUNDS)) == reasons.PROVEN_WRONG
@@ -227,7 +215,7 @@ def test_a_divergence_long_after_another_is_not_the_next_in_a_row() -> None:
     many = ROUNDS + ANCHORS + 1
     early = world.diverged(2, 1, told(world.members))
     start = [*world.start, *world.round(0), *world.round(1), early, world.rolled_back(early, 1)]
-    start += again(world, 1, 2, 1)
+    start += world.again(1, 2, 1)
     start += [entry for number in range(2, many) for entry in world.round(number)]
     late = world.diverged(many, many - 1, told(world.members))
     assert outcomes([*start, late])[0].setbacks == (many, 1)
