@@ -31,6 +31,9 @@ log = logging.getLogger("artel.node")
 
 KEEP_STATES = 2
 """The present state and the one before it, for the case that a round is rolled back."""
+KEEP_LONGER = 4
+"""States before those that are kept where the quota has room for them, at least: by the time that
+most have measured a state from which training diverges, two or three came of it."""
 
 
 class States:
@@ -100,7 +103,7 @@ class States:
         self._blobs.pin(root)
         old = [held for held in self._held if held not in self._spared]
         self._blobs.unpin(*old[:-KEEP_STATES])
-        for gone in old[: -KEEP_STATES - self._for_auditors]:
+        for gone in old[: -KEEP_STATES - self._longer]:
             self._held.remove(gone)
             self._blobs.delete(gone)
 
@@ -113,10 +116,10 @@ class States:
         self._spared.clear()
 
     @property
-    def _for_auditors(self) -> int:
-        """States that are kept longer where the quota has room for them."""
+    def _longer(self) -> int:
+        """States that are kept longer where the quota has room for them: for auditors, too."""
         rules = self._session.replica.state.rules
-        return audits.rounds_kept(rules) if rules is not None else 0
+        return max(KEEP_LONGER, audits.rounds_kept(rules) if rules is not None else 0)
 
     def found_on_disk(self, roots: list[str]) -> None:
         """After a start: take note of states of this run that lie in the store already."""
