@@ -327,6 +327,7 @@ class StatusFacts(Record):
     round: Count
     total: Count
     paused: bool
+    stuck: bool
     amendments: list[AmendmentFacts]
     attempt: Count
     state_root: str
