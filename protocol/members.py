@@ -110,10 +110,14 @@ def members_of(rules: RoundRules, state: RunState) -> tuple[str, ...]:
 
 
 def due(rules: RoundRules, state: RunState) -> Collection[str]:
-    """Who is to sit in the round that comes next: the members of the last one; where places are
-    short those who would if all who are here held the agreed state."""
-    if len(state.peers) <= rules.max_nodes or state.failed:
+    """Who is to sit in the round that comes next: the members of the last one, and before every
+    fourth round those who followed it, since else a newcomer never holds the state in time where
+    all members are quick; where places are short those who would if all who are here held the
+    agreed state."""
+    if state.failed:
         return state.members
+    if len(state.peers) <= rules.max_nodes:
+        return {*state.members, *(state.followers if state.round % 4 == 0 else ())}
     here = {p: replace(presence, root=state.base) for p, presence in state.peers.items()}
     return members_of(rules, replace(state, peers=here))
 

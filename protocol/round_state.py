@@ -192,6 +192,8 @@ class RunState:
     """Accepted members whose contribution cannot be used: the attempt is over."""
     handed_back: frozenset[str] = frozenset()
     """Members whose contribution stays and whose vote is not waited for."""
+    followers: frozenset[str] = frozenset()
+    """Who held the state before when the newest one was agreed on: in a moment it holds that."""
     delivered: frozenset[str] = frozenset()
     """Who did its part of the attempt before, as far as that came."""
     begun: Mapping[int, int] = field(default_factory=dict)

@@ -387,6 +387,7 @@ def _try_agree(rules: RoundRules, state: RunState, now: float) -> tuple[RunState
         proven=state.proven | set(signers),
         unawaited=(state.unawaited | {*accepted, *missed}) - {*signers, *outside},
         unranked=bool(state.seats),
+        followers=frozenset(p for p, seen in state.peers.items() if seen.root == state.base),
     )
     agreed = AgreeState(state.round, best.root, signers, best.wrong, agreeing, bool(state.own))
     return state, [agreed]

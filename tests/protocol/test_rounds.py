@@ -837,6 +837,28 @@ def test_who_was_waited_for_in_vain_is_waited_for_as_long_as_the_others_are_no_m
     assert actions[0] == AgreeState(1, "r1", tuple(sorted((A, B))))
 
 
+def test_who_follows_the_run_gets_in_however_quick_its_members_are() -> None:
+    """It holds each state a moment after those who made it, who could go on at once."""
+    rules, now = replace(RULES, total=9, min_nodes=1), 0.0
+    state, _ = step(rules, START, Seen(now, A, START.base))
+    phases = []
+    for round in range(4):
+        new = f"state {round + 1}"
+        for event in (
+            Seen(now, B, state.base),
+            Committed(now, A, round, 0, "c"),
+            Revealed(now, A, round, 0, ""),
+            StateSigned(now, A, round, 0, new),
+        ):
+            state, _ = step(rules, state, event)
+        phases.append(state.phase)
+        now += 1
+        state, _ = step(rules, state, Seen(now, B, new))
+    assert phases == [Phase.TRAINING] * 3 + [Phase.WAITING]
+    assert state.members == tuple(sorted((A, B)))
+    assert not state.pauses
+
+
 def test_where_places_are_short_whose_turn_it_is_is_waited_for_and_nobody_twice_in_vain() -> None:
     peers = {n: round_state.Presence(0, "r0") for n in (A, B, C, D)}
     # A and B sat last; C is about to take the newest state over, D has not for long.
