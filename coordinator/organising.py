@@ -137,7 +137,7 @@ def _amend(
         organiser, state = sending.organiser(ledger, key), view.state
         first, rules = entries.earliest(state), state.founded
         # Where nothing holds it up, the round that comes next will be open when this arrives.
-        waits = rules.paused or state.round >= rules.total
+        waits = rules.paused or state.halted or state.round >= rules.total
         number = round if round is not None else first if waits else state.round + 1
         if number < first:
             raise UsageError(

@@ -50,7 +50,7 @@ def resumed(fold: FoldState, now: float, before: RunState | None = None) -> RunS
         since=now,
         proven=frozenset(fold.node_tokens),
         begun=dict(fold.begun),
-        halted=any(charge.proven for charge in fold.charges.values()),
+        halted=fold.halted,
         unranked=True,
     )
     if before is not None:

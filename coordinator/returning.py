@@ -30,9 +30,6 @@ log = logging.getLogger("artel.coordinator")
 RETRY_S = 5.0
 """Until all are asked again when nobody has any right state."""
 
-STOPPED_S = 600.0
-"""Until it is said again that training diverges again and again, and the run stands still."""
-
 COMPUTE_S = 300.0
 """In which what a state was made of has to come, and the state of that."""
 
@@ -122,19 +119,17 @@ class Returning:
     async def _back_to(self, newest: int, charge: Charge, grounds: str) -> None:
         """To the newest state, up to this one, that somebody still gives."""
         core = self._core
-        if charge.better >= 0 and core.ledger.state.stuck:
-            again = core.ledger.state.setbacks[1]
-            reason = f"training diverged {again} times in a row: its rules are at fault"
-            fix = "amend them: artel run amend"
-            emit(log, "run.stopped", logging.ERROR, reason=reason, fix=fix)
-            await asyncio.sleep(STOPPED_S)
-            return
         for number in range(newest, oldest_anchor(core.ledger.state) - 1, -1):
             if await self._have(number, charge):
                 try:
                     await core.go_back(charge.entry, number, grounds)
                 except NoEffect:
                     continue
+                if core.ledger.state.stuck:
+                    again = core.ledger.state.setbacks[1]
+                    reason = f"training diverged {again} times in a row: its rules are at fault"
+                    fix = "amend them: artel run amend"
+                    emit(log, "run.stopped", logging.ERROR, reason=reason, fix=fix)
                 return
             emit(log, "state.held_by_nobody", logging.WARNING, round=number)
         await asyncio.sleep(RETRY_S)

@@ -18,6 +18,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from artel.coordinator import deciding, intake
 from artel.coordinator.divergence import Divergence
@@ -106,8 +107,8 @@ class Coordinator:
         self._stands = True  # nobody is here yet
         self.not_ending = ""
         """Why it goes on although its owner wanted it to end."""
-        self._follow()
         self.state = resumed(sequencer.state, clock())
+        self._follow()
         self._lock = asyncio.Lock()  # one event at a time
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reveals = Reveals()
@@ -128,10 +129,12 @@ class Coordinator:
         return self.ledger.state.work
 
     def _follow(self) -> None:
-        """Go by the rules of that round."""
+        """Go by the rules of that round, and on when they were amended."""
         if (changes := self.ledger.state.changes_at(self.ledger.state.round)) != self._amended:
             self._amended = changes
             self.rules = round_state.RoundRules.of(self.manifest.config).amended(changes)
+            halted = self.state.halted and (self.ending or self.ledger.state.halted)
+            self.state = replace(self.state, halted=halted)
 
     async def _close_attempt(self) -> None:
         """Record that the attempt under way, which cannot go on, has failed."""
@@ -232,7 +235,7 @@ class Coordinator:
                 self.exchanged.append(body)
             if isinstance(body, entries.SliceWrong | entries.Aggregate):
                 await self._step(said)
-            if any(charge.proven for charge in self.ledger.state.charges.values()):
+            if self.ledger.state.halted:
                 await self._step(round_state.Halted(self.clock()))
         await self.tell()
         return True
@@ -325,8 +328,7 @@ class Coordinator:
             await self._decide(
                 entries.state_upheld(self.identity, self.run, charge=charge, root=root)
             )
-            halted = any(one.proven for one in self.ledger.state.charges.values())
-            await self._step(round_state.Halted(self.clock(), halted))
+            await self._step(round_state.Halted(self.clock(), self.ledger.state.halted))
         await self.tell()
 
     async def _decide(self, statement: Statement) -> None:

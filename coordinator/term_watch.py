@@ -146,8 +146,7 @@ class TermWatch:
         """Ask electors to seal the term as soon as no attempt is under way, or go on."""
         core, fold = self._core, self._core.ledger.state
         core.ending, self._asking_since = ending, 0.0
-        wrong = any(charge.proven for charge in fold.charges.values())
-        await core.feed(round_state.Halted(core.clock(), ending or wrong))
+        await core.feed(round_state.Halted(core.clock(), ending or fold.halted))
         await core.tell()
 
     async def _go_on_in_time(self) -> None:

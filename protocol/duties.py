@@ -49,7 +49,7 @@ def directive(rules: RoundRules, state: RunState, peer: str, now: float) -> Duty
         if rules.paused:
             reason = "the organiser has paused the run"
         if state.halted:
-            reason = "a state was proven wrong; the run goes back to one before it"
+            reason = "a state was wrong; the run goes back, or its organiser has to amend it"
         return Duty("wait", _sitting_out(state, peer) or reason, state.base)
     if peer not in state.members:
         reason = "joined in the middle of a round; the next one counts"

@@ -517,6 +517,7 @@ class Fold:
         yield b.attempt < self.begun[b.round] and "out_of_order"
         yield self.settled("paused", self.round) == "true" and "run_paused"
         yield any(charge.proven for charge in self.charges.values()) and "proven_wrong"
+        yield len(self.astray) > 3 and "too_many_setbacks"
         yield b.base != self.states[-1] and "wrong_state"
         yield not self.nodes.keys() >= set(b.members) and "unknown_node"
         most = 4 * self.h if self.boxed else self.h
@@ -876,7 +877,6 @@ class Fold:
         blamed = charge.better is None
         fits = not self.closed and b.state in self.anchors and b.state < first
         yield not (fits and (blamed or b.state <= charge.better)) and "out_of_order"
-        yield not blamed and len(self.astray) > 3 and "too_many_setbacks"
         yield b.root != self.states[b.state] and "wrong_state"
         after = deepcopy(self)
         after.go_back(b.state, wrong)

@@ -44,8 +44,8 @@ REMEMBERED = 4096
 """Contributions whose numbers are known again: of four rounds of as many members as a round can
 have, of a day with ten members and a round each four minutes."""
 MOST_SETBACKS = 3
-"""How often in a row a run goes back since training diverged: what three stretches of other data do
-not mend is in its rules."""
+"""How often in a row a run goes back and on since training diverged: what three stretches of other
+data do not mend is in its rules."""
 _KNOWN_BY = 16
 """Hex digits of a payload's digest: nobody can make another's come out alike before it is shown."""
 
@@ -195,8 +195,12 @@ class FoldState:
     def stuck(self) -> bool:
         """Whether training has diverged too often in a row: no round begins until the organiser
         amends the rules, whoever leads."""
-        diverged = any(charge.better >= 0 for charge in self.charges.values())
-        return diverged and self.setbacks[1] > MOST_SETBACKS
+        return self.setbacks[1] > MOST_SETBACKS
+
+    @property
+    def halted(self) -> bool:
+        """Whether no round begins: as long as the run has to go back, or is stuck."""
+        return self.stuck or any(charge.proven for charge in self.charges.values())
 
     def changes_at(self, round: int) -> dict[str, str]:
         """What has been amended of the manifest for a round: setting to value."""

@@ -174,7 +174,8 @@ IGNORED = {
     RUN_PAUSED: "the organiser has paused the run, and opened it for no round since",
     PROVEN_WRONG: "a jury has proven a state wrong, or training diverged, and the coordinator has "
     "not yet gone back behind that state, or upheld it",
-    TOO_MANY_SETBACKS: "training diverged more often in a row than a run goes back for",
+    TOO_MANY_SETBACKS: "training diverged more than three times in a row, and the organiser has "
+    "amended nothing since",
 }
 """Why an entry changes nothing."""
 

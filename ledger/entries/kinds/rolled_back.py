@@ -48,8 +48,6 @@ class RolledBack(Body):
         before = min([*proven, better + 1]) if better >= 0 else min(proven)
         if state.closed or not oldest_anchor(state) <= self.state < before:
             return reasons.OUT_OF_ORDER
-        if better >= 0 and state.stuck:
-            return reasons.TOO_MANY_SETBACKS
         if self.root != state.states[self.state]:
             return WRONG_STATE
         credits = credits_back(state, self.state, wrong)

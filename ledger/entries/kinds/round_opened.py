@@ -71,6 +71,8 @@ class RoundOpened(AttemptBody):
             return reasons.RUN_PAUSED
         if any(charge.proven for charge in state.charges.values()):
             return reasons.PROVEN_WRONG
+        if state.stuck:
+            return reasons.TOO_MANY_SETBACKS
         if self.base != state.states[-1]:
             return WRONG_STATE
         if not all(peer in state.nodes for peer in self.members):

@@ -197,15 +197,16 @@ def test_a_run_that_diverges_again_and_again_stops_after_three_times() -> None:
     for time in range(MOST_SETBACKS + 1):
         entry = WORLD.diverged(ROUNDS, 2, told(loss=BAD + time))
         back = [*run, entry, WORLD.rolled_back(entry, 2)]
+        assert last(*back) == "recorded"
+        once_more = WORLD.again(first, ROUNDS, time + 1)
         if time < MOST_SETBACKS:
-            assert last(*back) == "recorded"
-            run = [*back, *WORLD.again(first, ROUNDS, time + 1)]
+            run = [*back, *once_more]
         else:
-            assert last(*back) == reasons.TOO_MANY_SETBACKS
-            assert last(*back, WORLD.opened(ROUNDS)) == reasons.PROVEN_WRONG
-            amended = WORLD.amended(1, ROUNDS, optimizer__lr="0.0001")
-            state, _ = outcomes([*back, amended, WORLD.rolled_back(entry, 2)])
-            assert (state.round, state.setbacks) == (2, (ROUNDS, 0))
+            assert last(*back, once_more[0]) == reasons.TOO_MANY_SETBACKS
+            amended = [*back, WORLD.amended(1, first, optimizer__lr="0.0001")]
+            assert last(*amended, once_more[0]) == "recorded"
+            state, _ = outcomes(amended)
+            assert (state.round, state.setbacks, state.halted) == (2, (ROUNDS, 0), False)
 
 
 def test_a_divergence_long_after_another_is_not_the_next_in_a_row() -> None:
