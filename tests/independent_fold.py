@@ -908,6 +908,9 @@ class Fold:
             self.begun[made - 1] = max(self.begun[made - 1], self.anchors.pop(made).attempt + 1)
         if self.attempt and self.attempt.round == self.round:
             self.begun[self.round] = max(self.begun[self.round], self.attempt.attempt + 1)
+        self.amendments = [
+            (min(at, number) if at < self.round + 2 else at, said) for at, said in self.amendments
+        ]
         del self.states[number + 1 :]
         self.worked = self.term
         vars(self).update(self.anchors[number].kept, attempt=None, earned_to=earned_to)

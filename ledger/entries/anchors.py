@@ -10,6 +10,7 @@ and training diverged, nobody does, and the run goes on with data that comes beh
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from artel.ledger.entries.credit import invalidate, take_back
 from artel.ledger.entries.fold_state import FoldState
@@ -79,6 +80,12 @@ def go_back(
     for name in guilty:
         state.standing.forfeit(name)
     _unaudited(state, number)
+    # Training is undone, and not what the organiser has said: who amends rules by which training
+    # diverged means the rounds that are made again, too.
+    state.amendments = [
+        replace(one, round=number) if number < one.round <= state.round + 1 else one
+        for one in state.amendments
+    ]
     del state.states[number + 1 :], state.anchors[number + 1 - oldest :]
     if blamed:
         state.cursor, state.steps = anchor.cursor, anchor.steps

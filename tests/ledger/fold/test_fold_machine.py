@@ -44,6 +44,13 @@ PEOPLE = 5
 SPARE = [key(f"spare {number}") for number in range(6)]
 RECOVERY = [key(f"recovery {number}") for number in range(PEOPLE)]
 TOTAL = 4
+AMENDED = (
+    {"optimizer__lr": "0.01"},
+    {"optimizer__lr": "0.02", "optimizer__schedule": "constant"},
+    {"rounds__quorum": "0.5", "rounds__deadline_s": "60"},
+    {"rounds__min_nodes": "1"},
+    {"paused": "false"},
+)
 
 
 @cache
@@ -436,6 +443,25 @@ class FoldMachine(RuleBasedStateMachine):
         if outcome.status != "ignored":
             assert state.charges[wrong].better == better
             self.run_goes_back(list(state.charges).index(wrong), further)
+
+    @rule(number=some, ahead=st.sampled_from([0, 0, 1, 2, -1]))
+    def organiser_amends(self, number: int, ahead: int) -> None:
+        """Rules of a round that comes, in what order soever; both folds have the same after it."""
+        state = self.state
+        changes = pick(AMENDED, number)
+        round = max(0, entries.earliest(state) + ahead)
+        made = self.world.amended(len(state.amendments) + 1, round, **changes)
+        outcome = self.add(made)
+        if outcome.status == "ignored":
+            assert ahead < 0 or state.closed or round > state.rules_at(round).total
+            return
+        assert not state.stuck
+        assert (
+            changes.items()
+            <= {
+                name.replace(".", "__"): text for name, text in state.changes_at(round).items()
+            }.items()
+        )
 
     @precondition(lambda self: self.state.charges)
     @rule(number=some, further=st.sampled_from([0, 0, 0, 1, 2, -1]))
@@ -848,6 +874,7 @@ def walked(seed: int) -> int:
         lambda number: machine.another_coordinator_leads(number, 1),
         lambda number: machine.node_moves(number, 2),
         lambda number: machine.arbiter_rules(number, "soft"),
+        lambda number: machine.organiser_amends(number, number % 3),
         lambda number: machine.state_is_called_wrong(number, 0, "right"),
         lambda number: machine.state.charges and machine.jury_answers(number, "recorded"),
         lambda number: machine.state.charges and machine.state_is_upheld(number),

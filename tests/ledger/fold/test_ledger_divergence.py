@@ -209,6 +209,26 @@ def test_a_run_that_diverges_again_and_again_stops_after_three_times() -> None:
             assert (state.round, state.setbacks, state.halted) == (2, (ROUNDS, 0), False)
 
 
+def test_what_the_organiser_had_amended_when_a_run_goes_back_holds_for_all_that_is_made_again() -> (
+    None
+):
+    said = [
+        WORLD.amended(1, ROUNDS - 1, optimizer__lr="0.1"),
+        WORLD.amended(2, ROUNDS + 1, optimizer__lr="0.2"),
+        WORLD.amended(3, ROUNDS + 2, optimizer__lr="0.3"),
+    ]
+    earlier = [*WORLD.start, *(entry for number in range(2) for entry in WORLD.round(number))]
+    made = [*earlier, *said, *(entry for number in (2, 3) for entry in WORLD.round(number))]
+
+    def rates(state: FoldState) -> list[str | None]:
+        return [state.changes_at(round).get("optimizer.lr") for round in range(1, ROUNDS + 3)]
+
+    before, _ = outcomes([*made, ASTRAY])
+    assert rates(before) == [None, None, "0.1", "0.1", "0.2", "0.3"]
+    after, _ = outcomes([*made, ASTRAY, WORLD.rolled_back(ASTRAY, 2)])
+    assert rates(after) == [None, "0.2", "0.2", "0.2", "0.2", "0.3"]
+
+
 def test_a_divergence_long_after_another_is_not_the_next_in_a_row() -> None:
     state, _ = outcomes(BACK)
     assert state.setbacks == (ROUNDS, 1)
