@@ -16,6 +16,7 @@ from pydantic import Field
 
 from artel.coordinator.metrics import MemberMetrics, RoundMetrics, RoundSums
 from artel.coordinator.peer import Peer
+from artel.coordinator.releasing import ReleaseFacts
 from artel.coordinator.service import Coordinator
 from artel.coordinator.wording import exchange_words
 from artel.ledger.store import finality
@@ -44,8 +45,11 @@ def run_facts(core: Coordinator, invite: str) -> dict[str, Any]:
     }
 
 
-def status_facts(core: Coordinator) -> dict[str, Any]:
-    """How the run goes now."""
+def status_facts(core: Coordinator, release: ReleaseFacts | None = None) -> dict[str, Any]:
+    """How the run goes now.
+
+    :param release: the model that is offered
+    """
     state, rules = core.state, core.rules
     ready = len(members.ready(state))
     return {
@@ -75,6 +79,7 @@ def status_facts(core: Coordinator) -> dict[str, Any]:
         "nodes": _nodes(core),
         "last_round": _last_round(core),
         "ledger": _ledger(core),
+        "release": release and release.model_dump(),
     }
 
 
@@ -339,6 +344,7 @@ class StatusFacts(Record):
     nodes: list[NodeFacts]
     last_round: LastRoundFacts
     ledger: LedgerFacts
+    release: ReleaseFacts | None
 
 
 class RoundsFacts(Record):

@@ -80,6 +80,15 @@ class ServingOptions:
             "out, terms), signed by HOME/webhook.key; see docs/protocol.md"
         ),
     ] = ""
+    release_every: Annotated[
+        int | None,
+        value(options.whole(0, 10**5), "MINUTES"),
+        Parameter(
+            help="while it leads, offer the newest model and some text of it on the page, made "
+            "anew at most so often; 0 for never; otherwise each 15 minutes of a model of at most "
+            "100 million parameters, and never of a larger one"
+        ),
+    ] = None
     bootstrap: Bootstrap = ()
     as_json: Annotated[AsJson, Parameter(help="print one JSON object when ready")] = False
     log_json: LogJson = False
@@ -91,6 +100,8 @@ class ServingOptions:
         from artel.protocol.net.doors import named_doors
 
         own = {each.name: getattr(self, each.name) for each in fields_of(self)}
+        if self.release_every is not None:
+            own["release_every"] = 60.0 * self.release_every
         return Startup(**own | {"bootstrap": tuple(named_doors(self.bootstrap))}, **more)
 
 

@@ -14,11 +14,14 @@ from cyclopts import Parameter
 from artel.ledger.cli import sending
 from artel.ledger.cli.opening import LedgerOptions
 from artel.protocol.commandline import Count, File, fields
-from artel.protocol.errors import EXIT_OK, UsageError, suggestion
+from artel.protocol.errors import EXIT_OK, ArtelError, UsageError, suggestion
 
 if TYPE_CHECKING:
     from artel.ledger.entries.fold_state import FoldState
     from artel.ledger.sync.client import LedgerView
+
+TRIES = 5
+"""How often the next round may open while an amendment of it is on its way."""
 
 
 def _change(text: str) -> tuple[str, str]:
@@ -129,6 +132,22 @@ def extend(
 
 
 def _amend(
+    ledger: LedgerOptions, changes: dict[str, str], round: int | None, why: str, key: Any
+) -> int:
+    from artel.ledger.entries import reasons
+
+    for left in reversed(range(TRIES)):
+        try:
+            return _say(ledger, dict(changes), round, why, key)
+        except ArtelError as error:
+            # Meanwhile the next round has opened, of which this was to be the rule.
+            late = round is None and getattr(error, "code", "") == reasons.OUT_OF_ORDER
+            if not (late and left):
+                raise
+    raise AssertionError
+
+
+def _say(
     ledger: LedgerOptions, changes: dict[str, str], round: int | None, why: str, key: Any
 ) -> int:
     from artel.ledger import entries

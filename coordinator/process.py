@@ -90,6 +90,8 @@ class Startup:
     invite: Invite | None = None
     webhook: str = ""
     """Told what happens (:mod:`.webhook`)."""
+    release_every: float | None = None
+    """Seconds from one release of the newest model to the next (:mod:`.releasing`)."""
     node_key: Path | None = None
     """Of the node for which this coordinator runs: members may elect that."""
 
@@ -313,6 +315,7 @@ class CoordinatorProcess:
         """Everything that goes on at the same time; ends with an error or by being cancelled."""
         from artel.coordinator.agreeing import Agreeing
         from artel.coordinator.desk import Desk
+        from artel.coordinator.releasing import Releases
         from artel.coordinator.term_watch import TermWatch
         from artel.coordinator.upkeep import Upkeep
         from artel.coordinator.web import RunPage
@@ -322,7 +325,8 @@ class CoordinatorProcess:
         await Desk(core).open()
         invite = await self.invited()
         gate = Gate()
-        page = RunPage(core, invite)
+        releases = Releases(core, home, self.options.release_every)
+        page = RunPage(core, invite, releases)
         application = page.application(gate)
         async with gate.serving(application, self.http.dup(), home) as url:
             part = f"leads term {own.store.term}"
@@ -336,7 +340,7 @@ class CoordinatorProcess:
                 home, lambda: addresses_of(core.peers), lambda: circle.where(circle.coordinators)
             )
             watch = TermWatch(core, home, circle)
-            beside_it = members, watch.run(), self._keep_invite(page, circle)
+            beside_it = members, watch.run(), self._keep_invite(page, circle), releases.run()
             await together((core.drive(), agreeing.run(), upkeep.run(), *beside_it))
 
     async def _keep_invite(self, page: RunPage, circle: Circle) -> None:
@@ -413,7 +417,7 @@ def met_words(peers: Sequence[str], invite: str) -> str:
     return (
         f"The invite names {names} now, who may lead next. Publish this line in place of the\n"
         "one before, which is of no use when this coordinator is gone:\n\n"
-        f"artel node start --join {invite} --home artel-node\n"
+        f"artel join {invite}\n"
     )
 
 
@@ -421,10 +425,7 @@ def leading_words(core: Coordinator, url: str, invite: str) -> str:
     """What a person is told when a coordinator begins to lead."""
     config = core.manifest.config
     needed = f"{core.rules.min_nodes} node(s) to begin"
-    call = (
-        "Volunteers take part with this line:\n\n"
-        f"artel node start --join {invite} --home artel-node\n"
-    )
+    call = f"Volunteers take part with this line:\n\nartel join {invite}\n"
     if config.run.public:
         call += f"\nor, as the run is public, with: artel join {core.run[:12]} --bootstrap {url}\n"
     term = core.ledger.state.term.number

@@ -9,6 +9,7 @@
 ``GET /api/v1/status``                phase, round, nodes, loss, ledger size and root
 ``GET /api/v1/rounds?last=N``         numbers of the newest N rounds (1 to 1000, default 50)
 ``GET /api/v1/shares``                who owns what
+``GET /model.tar``                    the newest model that is offered, with what belongs to it
 ``GET /api/v1/openapi.json``          all of these with their schemas, as OpenAPI
 ``GET /runs``, ``/bootstrap``         the public runs; see :mod:`ledger.web.directory`
 ``/ledger/...``, ``/entry/...``, ...  the ledger itself; see :mod:`ledger.web.site`
@@ -19,6 +20,7 @@ Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Hashable, Mapping
 from functools import partial
 
@@ -26,18 +28,22 @@ from aiohttp import web
 
 from artel.coordinator import api
 from artel.coordinator.page import TEMPLATES, Facts, run_page
+from artel.coordinator.releasing import ReleaseFacts, Releases
 from artel.coordinator.service import Coordinator
 from artel.ledger.web import exposition
-from artel.ledger.web.answers import whole
+from artel.ledger.web.answers import busy, error, whole
 from artel.ledger.web.context import Context
 from artel.ledger.web.lists import SharesFacts, shares_data
 from artel.ledger.web.live import LivePage
-from artel.ledger.web.openapi import PLAIN, add_openapi, says
+from artel.ledger.web.openapi import BYTES, PLAIN, add_openapi, says
 from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
 from artel.protocol.net.doors import Directory, public_runs
 
+DOWNLOADS = 4
+"""Visitors who fetch the model at the same time: the line is that of the rounds, too."""
+CHUNK_BYTES = 1 << 20
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
 _LAST = {"type": "integer", "minimum": 1, "maximum": MAX_ROUNDS, "default": DEFAULT_ROUNDS}
 
@@ -46,11 +52,13 @@ class RunPage:
     """Page and API of one coordinator.
 
     :param invite: the line that volunteers paste
+    :param releases: of the newest model, where there are any
     """
 
-    def __init__(self, core: Coordinator, invite: str) -> None:
-        self._core = core
+    def __init__(self, core: Coordinator, invite: str, releases: Releases | None = None) -> None:
+        self._core, self._releases = core, releases
         self.invite = invite
+        self._downloads = asyncio.Semaphore(DOWNLOADS)
         self.site = LedgerSite(
             core.ledger.store,
             core.heads,
@@ -78,6 +86,7 @@ class RunPage:
         )
         app.router.add_get("/api/v1/rounds", self._rounds)
         app.router.add_get("/healthz", self._health)
+        app.router.add_get("/model.tar", gate.streaming(self._model))
         add_openapi(app, "A coordinator of Artel")
         return app
 
@@ -89,11 +98,34 @@ class RunPage:
         """Another one when an entry was added, a node reported, or the round went on."""
         core = self._core
         beats = sum(peer.beats for peer in core.peers.values())
-        return (self.invite, core.ledger.store.size, id(core.state), len(core.peers), beats)
+        here = self.invite, self._release, core.ledger.store.size, len(core.peers)
+        return (*here, id(core.state), beats)
+
+    @property
+    def _release(self) -> ReleaseFacts | None:
+        return self._releases.newest if self._releases else None
 
     @says("Whether it answers.", None, PLAIN)
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
+
+    @says("The newest model that is offered, as a release (tar).", None, BYTES)
+    async def _model(self, request: web.Request) -> web.StreamResponse:
+        if self._releases is None or self._release is None:
+            return error(404, "no model is offered here", "artel model export makes one of a home")
+        if self._downloads.locked():
+            return busy("too many are fetching the model", 503)
+        name = f"{self._core.manifest.config.run.name}-{self._release.round}.tar"
+        said = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Type": BYTES}
+        answer = web.StreamResponse(headers=said)
+        # Another one may take its name meanwhile; what is open is read to its end.
+        async with self._downloads:
+            with self._releases.file.open("rb") as file:
+                answer.content_length = self._release.bytes
+                await answer.prepare(request)
+                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    await answer.write(data)
+        return answer
 
     @says("Numbers of the newest rounds.", api.RoundsFacts, last=_LAST)
     async def _rounds(self, request: web.Request) -> web.Response:
@@ -111,7 +143,7 @@ class RunPage:
 
     @says("How the run goes now.", api.StatusFacts)
     def _status(self) -> Facts:
-        return api.status_facts(self._core)
+        return api.status_facts(self._core, self._release)
 
     @says("Who owns what.", SharesFacts)
     def _shares(self) -> Facts:

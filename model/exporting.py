@@ -129,6 +129,7 @@ def _tell(made: Release, folder: Path) -> None:
         "round": made.loaded.round,
         "state": made.loaded.root,
         "evaluations": [one.facts() for one in made.evaluations],
+        "sample": made.sample,
     }
     (folder / EVALUATION).write_text(json.dumps(facts, indent=2) + "\n")
     validation = [(row.round, row.validation) for row in made.losses if row.validation is not None]

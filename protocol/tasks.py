@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
-from artel.protocol.errors import ArtelError
+from artel.protocol import tether
+from artel.protocol.errors import ArtelError, ResourceError
 
 Result = TypeVar("Result")
 
@@ -98,6 +100,38 @@ async def uninterrupted(
     if cancelled is not None:
         raise cancelled from (None if task.cancelled() else task.exception())
     return task.result()
+
+
+async def output_of(what: str, *argv: str) -> bytes:
+    """What a child prints to its end; it is tied to this process, and killed when the caller is
+    cancelled.
+
+    :param what: it is, for errors
+    :param argv: a program's path and its arguments
+    :raises ResourceError: it cannot be started, was killed, or ended with another exit code than 0
+    """
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *tether.tied(*argv),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=tether.environment(),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ResourceError(
+            f"cannot start {what}: {error.strerror or error}", "free some memory or processes"
+        ) from None
+    try:
+        output, _ = await child.communicate()
+    except asyncio.CancelledError:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+    if child.returncode:
+        raise ResourceError(f"{what} {tether.ending(child.returncode)}")
+    return output
 
 
 async def within(work: Awaitable[Result], seconds: float) -> Result:

@@ -8,15 +8,14 @@ that state N should have, or why that cannot be said.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artel.protocol import tether
-from artel.protocol.errors import ArtelError, CheckFailed, ResourceError
+from artel.protocol.errors import ArtelError, CheckFailed
+from artel.protocol.tasks import output_of
 
 if TYPE_CHECKING:
     from artel.ledger.fold.history import History
@@ -70,28 +69,8 @@ async def root_in_child(home: Path, number: int) -> str:
     :raises CheckFailed: something is missing or does not fit
     :raises ResourceError: the child cannot be started, or died
     """
-    try:
-        child = await asyncio.create_subprocess_exec(
-            *tether.tied(sys.executable, "-P", "-m", CHILD, str(home), str(number)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env=tether.environment(),
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise ResourceError(
-            f"cannot start the process that computes states: {error.strerror or error}",
-            "free some memory or processes",
-        ) from None
-    try:
-        output, _ = await child.communicate()
-    except asyncio.CancelledError:
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
-        raise
-    if child.returncode:
-        raise ResourceError(f"the process that computes states {tether.ending(child.returncode)}")
+    what = "the process that computes states"
+    output = await output_of(what, sys.executable, "-P", "-m", CHILD, str(home), str(number))
     said = json.loads(output)
     if said["error"]:
         raise CheckFailed(said["error"])

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from artel.coordinator.releasing import ReleaseFacts, Releases
 from artel.coordinator.service import Coordinator
 from artel.coordinator.web import RunPage
 from artel.ledger import entries
@@ -50,6 +51,7 @@ pytestmark = [
 ]
 AXE = (FIXTURES / "browser/axe.min.js").read_text(encoding="utf-8")
 ROUNDS = 24
+SAMPLE = "def main(args):\n    # What a small model makes up.\n    return [each for each in args]\n"
 SIZES = {"desktop": (1200, 900), "phone": (390, 844)}
 WAIT_S = 120
 """For whatever a browser is waited for: a machine may be busy."""
@@ -166,7 +168,11 @@ async def opened(folder: Path, driver: Any, limits: Limits | None = None) -> Asy
             core.heads.set_alias(owner.key, name, team, 1)
         await asyncio.to_thread(driver.get_log, "browser")  # what the page before complained of
         gate, listener = Gate(limits), server.bind()
-        page = RunPage(core, INVITE)
+        releases = Releases(core, folder, None)
+        releases.newest = ReleaseFacts(
+            round=ROUNDS, state=core.state.base, bytes=3_600_000, sample=SAMPLE
+        )
+        page = RunPage(core, INVITE, releases)
         async with gate.serving(page.application(gate), listener, folder) as url:
             yield Opened(core, world, url, driver)
         await asyncio.to_thread(driver.get, "about:blank")
