@@ -36,6 +36,8 @@ app = commandline.group(
 for _command in ("amend", "pause", "resume", "stop", "extend", "status"):
     app.command(f"artel.coordinator.organising:{_command}", name=_command)
 
+app.command("artel.coordinator.tracking:track")
+
 RunFile = Annotated[Path, commandline.value(options.path, RUN_FILE)]
 
 

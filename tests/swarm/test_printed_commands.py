@@ -58,6 +58,7 @@ ONLY_PARSED = {
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",
     r"artel chaos( .*)?": "a whole run: test_chaos.py runs it",
     r"artel run (amend|pause|resume|stop|extend|status)\b.*": "a run: test_swarm_amended.py",
+    r"artel run track .*": "the page of a run: test_tracking.py runs it",
     r"artel run prepare .*": "tokenises: test_run_commands.py runs it on little text",
     r"artel node measure .*": "trains for a minute: test_measuring.py does what it does",
     r"artel ledger verify .*--states .*": "needs the blobs of rounds: test_ledger_recheck.py",
