@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,6 +160,25 @@ def test_a_completion_passes_the_screen_unchanged(
 ) -> None:
     assert cli.main(["completion", shell]) == 0
     assert capsys.readouterr().out == cli.root().generate_completion(shell=shell) + "\n"
+
+
+def test_the_man_page_has_each_command_and_option_and_is_good_roff(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["completion", "man"]) == 0
+    page = capsys.readouterr().out
+    for line, _ in commands():
+        heading = line.replace("-", r"\-")
+        assert f'.SH "{heading}"' in page
+    assert r"\fB\-\-uplink MBIT\fP" in page
+    assert page.splitlines()[-1].startswith("130 interrupted")
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed")
+    (tmp_path / "artel.1").write_text(page)
+    words = ["groff", "-man", "-Tutf8", "-ww", "-k", str(tmp_path / "artel.1")]
+    shown = subprocess.run(words, capture_output=True, check=True)
+    assert shown.stderr == b""
+    assert len(shown.stdout) > 30_000
 
 
 # --- what a person waits for ----------------------------------------------------------------------
