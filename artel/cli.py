@@ -33,6 +33,7 @@ GROUPS = {
     "runs": ("artel.node.finding", "list the public runs that anybody can join"),
     "join": ("artel.node.joining_in", "see what a run asks and gives, and take part"),
     "node": ("artel.node.commands", "join a run, see what this machine does"),
+    "account": ("artel.node.account_commands", "the nodes of one owner, on several machines"),
     "run": (
         "artel.coordinator.run_commands",
         "write, explain and prepare the file that describes a run, change its rules",
@@ -45,7 +46,7 @@ GROUPS = {
     "completion": ("artel.completion", "let a shell complete commands with the Tab key"),
 }
 
-EXTRAS = dict.fromkeys(("runs", "join", "node", "model"), "node") | dict.fromkeys(
+EXTRAS = dict.fromkeys(("runs", "join", "node", "account", "model"), "node") | dict.fromkeys(
     ("demo", "run", "coordinator", "chaos"), "coordinator"
 )
 """The extra of the package that brings what a group imports; ledgers need none, or these two."""

@@ -41,7 +41,8 @@ def man_page(text: str) -> Iterator[str]:
     """Lines of a page for man(1), of the reStructuredText that describes all commands."""
     yield f'.TH ARTEL 1 "" "Artel {__version__}" "User Commands"'
     yield ".SH NAME"
-    yield r"artel \- train a language model together with strangers, and own it by accepted work"
+    about = cli.HELP.split("\n\n")[1].rstrip(".")
+    yield rf"\fBartel\fP \- {about[0].lower()}{about[1:]}"
     path, lines = list[str](), [line.rstrip() for line in text.splitlines()]
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         if RULE.fullmatch(below) and len(below) == len(line):
@@ -51,6 +52,8 @@ def man_page(text: str) -> Iterator[str]:
             yield ".PP"
         elif re.fullmatch(r"``.*``", line):
             yield from (".TP", rf"\fB{roff(line)}\fP")
+        elif line.startswith("    artel "):  # how it is used
+            yield rf"\fB{roff(line.strip())}\fP"
         elif not (RULE.fullmatch(line) or re.match(r"::|\.\. |   :", line)):
             yield roff(line.strip())
     codes = re.split(r" · |\n", cli.HELP.partition("exit codes: ")[2])

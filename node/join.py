@@ -29,6 +29,7 @@ from artel.ledger.sync.signed_tree import TooMuch
 from artel.ledger.sync.witness import Witness
 from artel.ledger.tlog.cosignature import witness_name
 from artel.node import holders, preflight, watch
+from artel.node.account_link import Owner
 from artel.node.child import TrainerDied
 from artel.node.claim_file import ClaimFile
 from artel.node.closed_rounds import closed_since
@@ -88,7 +89,7 @@ class Options:
     home: Path
     invite: Invite
     identity: Identity
-    account: Identity
+    account: Owner
     device: str
     listen: tuple[str, ...]
     announce: tuple[str, ...]

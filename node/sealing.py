@@ -34,6 +34,7 @@ from artel.ledger.store.heads import HeadStore
 from artel.ledger.sync import fork
 from artel.ledger.sync.fork import SplitViewProven
 from artel.ledger.sync.replica import Replica
+from artel.node.account_link import Linked, Owner
 from artel.node.elected import Elected
 from artel.node.link import Link
 from artel.node.petitions import Petitions
@@ -81,7 +82,7 @@ class Sealing:
         *,
         host: Host,
         identity: Identity,
-        account: Identity,
+        account: Owner,
         run: str,
         replica: Replica,
         heads: HeadStore,
@@ -411,6 +412,8 @@ class Sealing:
             culprit = evidence.check(view, signers_of(state, view)).public.hex()
         except ArtelError:
             return None
+        if isinstance(self._account, Linked):
+            return None  # it takes the account's signature; the home keeps the proof
         if not name or culprit in state.convicted or culprit not in state.leaders():
             return None
         return entries.by_account(

@@ -13,6 +13,7 @@ from artel.ledger.store.published import DATABASE_NAME
 from artel.ledger.sync.replica import Replica
 from artel.ledger.sync.serving import caller
 from artel.ledger.sync.witness import Witness
+from artel.node.account_link import Linked, Owner
 from artel.node.claim_file import ClaimFile
 from artel.node.link import Link
 from artel.node.sealing import Sealing
@@ -37,7 +38,7 @@ class Session:
     run: str
     manifest: Manifest
     identity: Identity
-    account: Identity
+    account: Owner
     host: Host
     link: Link
     sealing: Sealing
@@ -119,7 +120,11 @@ class Session:
             )
         statements = []
         if known is None or not known.registered:
-            statements.append(entries.account(self.account, self.run, self.recovery))
+            statements.append(
+                self.account.account
+                if isinstance(self.account, Linked)
+                else entries.account(self.account, self.run, self.recovery)
+            )
         peer = self.identity.peer_id
         before = state.account_of(peer)
         if before != name:
@@ -131,9 +136,17 @@ class Session:
                     "start a node of its own for the other account: --home with an empty folder",
                 )
             seq = state.node_seq.get(peer, 0) + 1
-            statements.append(
-                entries.node(self.identity, self.account, self.run, account=name, seq=seq)
-            )
+            if isinstance(self.account, Linked):
+                if (self.account.asked.run, self.account.asked.seq) != (self.run, seq):
+                    raise UsageError(
+                        "what the account has signed for this node is for another run, or was used",
+                        "ask it again: artel account link --home HOME",
+                    )
+                statements.append(self.account.bound(self.identity))
+            else:
+                statements.append(
+                    entries.node(self.identity, self.account, self.run, account=name, seq=seq)
+                )
         return [statement.encode() for statement in statements]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from artel.node import settings
+from artel.node.account_link import Linked, Owner
 from artel.node.log_file import LOG_FILE
 from artel.node.settings import OwnerSettings
 from artel.protocol import files, identity
@@ -115,8 +116,11 @@ def take_part(home: Path, join: str | None, node: NodeOptions) -> int:
             raise
 
 
-def _owner(given: Path | None, home: Path) -> identity.Identity:
-    """The key of the account: the file that was given, or this home's own, made when it is new."""
+def _owner(given: Path | None, home: Path) -> Owner:
+    """The key of the account: the file that was given, or this home's own, made when it is new; or
+    what an account elsewhere has signed for this node."""
+    if given is None and (linked := Linked.load(home)) is not None:
+        return linked
     own = home / "account.key"
     path = given or own
     if not path.exists() and (home / "node.key").exists():

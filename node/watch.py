@@ -42,10 +42,11 @@ from artel.ledger.tlog.checkpoint import (
     parse_checkpoint,
     verifier_keys,
 )
+from artel.node.account_link import Linked, Owner
 from artel.protocol import canonical, messages
 from artel.protocol.errors import ArtelError, CheckFailed, DecodeError
 from artel.protocol.events import emit
-from artel.protocol.identity import Identity, short_peer
+from artel.protocol.identity import short_peer
 from artel.protocol.net import wire
 from artel.protocol.net.host import Host
 from artel.protocol.tasks import within
@@ -91,7 +92,7 @@ class Watch:
         run: str,
         replica: Replica,
         heads: HeadStore,
-        account: Identity,
+        account: Owner,
         coordinator: Callable[[], str],
         neighbours: Callable[[], Iterable[str]],
         interval: float = INTERVAL_S,
@@ -348,6 +349,8 @@ class Watch:
             return
         await asyncio.to_thread(fork.record, self._home, self._heads, proof, self._replica.store)
         self._alarmed = True
+        if isinstance(self._account, Linked):
+            return  # telling it takes the account's signature
         state, value = self._replica.state, proof.to_dict()
         name = state.keys.get(self._account.key, self._account.key)
         statement = entries.by_account(

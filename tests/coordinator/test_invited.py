@@ -14,7 +14,8 @@ from artel.coordinator.joining import _words
 from artel.coordinator.process import INVITE_FILE, CoordinatorProcess
 from artel.ledger.entries.fold_state import FoldState
 from artel.protocol.identity import short_peer
-from artel.protocol.invite import MAX_CHARACTERS, MAX_PEERS, Invite
+from artel.protocol.invite import MAX_PEERS, Invite
+from artel.protocol.pasted import MAX_CHARACTERS
 from artel.protocol.tasks import end
 from ledger_world import World, key
 

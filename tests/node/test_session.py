@@ -12,6 +12,7 @@ from artel.ledger import entries
 from artel.ledger.entries import recovery_digest
 from artel.ledger.entries.fold_state import FoldState
 from artel.ledger.fold import shares
+from artel.node.account_link import FILE, Linked, LinkRequest, Owner, answer
 from artel.node.session import Session
 from artel.protocol.dsse import Envelope
 from artel.protocol.errors import UsageError
@@ -39,9 +40,7 @@ def say(state: FoldState, *envelopes: Envelope) -> None:
         assert outcome.status != "ignored", outcome.reason
 
 
-def session(
-    world: World, state: FoldState, node: Identity, owner: Identity, **more: Any
-) -> Session:
+def session(world: World, state: FoldState, node: Identity, owner: Owner, **more: Any) -> Session:
     """A session of which only the ledger and the keys are real."""
     parts: dict[str, Any] = dict.fromkeys(Session.__dataclass_fields__)
     parts |= {"run": world.run, "identity": node, "account": owner, "home": Path(), "recovery": ""}
@@ -109,3 +108,42 @@ def test_the_recovery_key_is_registered_by_its_digest(world: World, state: FoldS
     assert state.accounts[owner.key].recovery == digest
     recovered = entries.key_rotated(recovery, key("fresh"), world.run, account=owner.key, seq=1)
     say(state, recovered)
+
+
+# --- a node of an account elsewhere ---------------------------------------------------------------
+
+LINKED, OWNER = key("linked node"), key("owner far away")
+
+
+def linked(world: World, seq: int = 1) -> Linked:
+    asked = LinkRequest(run=world.run, node=LINKED.peer_id, coordinator=LINKED.elected.key, seq=seq)
+    return Linked.decode(answer(asked, OWNER, "", ""))
+
+
+def test_what_the_account_signed_and_what_the_node_adds_counts_in_the_ledger(
+    world: World, state: FoldState, tmp_path: Path
+) -> None:
+    linked(world).save(tmp_path)
+    owner = Linked.load(tmp_path)
+    assert owner == linked(world)
+    assert OWNER.seed not in (tmp_path / FILE).read_bytes()
+    mine = session(world, state, LINKED, owner)
+    assert mine.account_name == OWNER.key
+    assert registered(mine) == ["account", "node"]
+    assert state.account_of(LINKED.peer_id) == OWNER.key
+    assert registered(mine) == [], "once is enough"
+
+
+def test_an_answer_counts_for_one_node_in_one_run_once(world: World, state: FoldState) -> None:
+    other = session(world, state, key("another node"), linked(world))
+    with pytest.raises(UsageError, match="another node"):
+        other.registration()
+    elsewhere = World(name="elsewhere")
+    with pytest.raises(UsageError, match="for another run, or was used"):
+        session(elsewhere, state, LINKED, linked(world), run=elsewhere.run).registration()
+    assert registered(session(world, state, LINKED, linked(world))) == ["account", "node"]
+    # It moves away, and cannot be brought back by what was signed before.
+    assert registered(session(world, state, LINKED, world.owners[0])) == ["node"]
+    with pytest.raises(UsageError, match="was used"):
+        session(world, state, LINKED, linked(world)).registration()
+    assert registered(session(world, state, LINKED, linked(world, seq=3))) == ["node"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +13,8 @@ from artel.ledger.sync.holding import hold
 from artel.ledger.sync.lightnode import PeerHolder
 from artel.protocol.errors import UsageError
 from artel.protocol.identity import Identity
-from artel.protocol.invite import MAX_PASTED, MAX_PEERS, PREFIX, Invite
+from artel.protocol.invite import MAX_PEERS, PREFIX, Invite
+from artel.protocol.pasted import MAX_PASTED
 
 PEERS = [Identity.from_seed(bytes([number]) * 32).peer_id for number in range(MAX_PEERS)]
 INVITE = Invite("ab" * 32, tuple(f"/ip4/198.51.100.7/tcp/4200/p2p/{peer}" for peer in PEERS[:2]))
@@ -133,8 +136,13 @@ def test_what_is_no_holder_is_wrong_input(text: str) -> None:
 
 @pytest.mark.parametrize("command", ["audit", "compare", "status"])
 def test_an_invite_is_longer_than_a_files_name_can_be(
-    command: str, capsys: pytest.CaptureFixture[str]
+    command: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".artel/node").mkdir(parents=True)
     target = [] if command != "status" else ["--from"]
     assert cli.main(["ledger", command, *target, LINE[:300]]) == 2
     assert "invite" in capsys.readouterr().err

@@ -58,6 +58,8 @@ ONLY_PARSED = {
     r"artel demo( .*)?": "a whole run: test_demo.py runs it",
     r"artel chaos( .*)?": "a whole run: test_chaos.py runs it",
     r"artel run (amend|pause|resume|stop|extend|status)\b.*": "a run: test_swarm_amended.py",
+    r"artel account link\b.*": "two machines: test_account_link.py runs it",
+    r"artel completion man": "all words of the help, in prose: test_arguments.py runs it",
     r"artel run track .*": "the page of a run: test_tracking.py runs it",
     r"artel run prepare .*": "tokenises: test_run_commands.py runs it on little text",
     r"artel node measure .*": "trains for a minute: test_measuring.py does what it does",
