@@ -211,10 +211,11 @@ class Desk:
         known.beats = mine = known.beats + 1
         if (found := report.validation) is not None and found.round in known.evaluates:
             held = core.ledger.state.states[found.round :]
-            if report.state_root in held:  # the node may have gone on since
+            # The node may have gone on since. It has signed the state's root: of another one with
+            # its number, of before the run went back, nothing is taken.
+            if report.state_root in held and core.losses.heard(core.ledger.state, peer, found):
                 core.metrics.evaluated(found)
-                if core.losses.heard(core.ledger.state, peer, found):
-                    await say_diverged(core)
+                await say_diverged(core)
         # Who was convicted gets no seat any more, as if it were about to leave.
         goes = report.leaving or self._barred(peer)
         await core.feed(round_state.Seen(now, peer, report.state_root, goes))

@@ -24,6 +24,7 @@ from artel.coordinator.desk import ADDRESSES_TOLD, evaluator
 from artel.coordinator.peer import Peer
 from artel.ledger import entries
 from artel.ledger.entries import Entry, reasons
+from artel.ledger.entries.kinds.diverged import in_micro, loss_message
 from artel.ledger.fold import shares
 from artel.ledger.store.store import LedgerStore
 from artel.ledger.sync.looks import Looks
@@ -606,14 +607,19 @@ async def test_leaving_and_handing_back(office: Office, training: list[Member]) 
     assert office.accepted() == []
 
 
-def _evaluated(member: Member, round: int, loss: float) -> dict[str, Any]:
-    """What a heartbeat with a validation loss holds."""
+def _evaluated(member: Member, round: int, loss: float, root: str = "") -> dict[str, Any]:
+    """What a heartbeat with the validation loss of an agreed state holds, or of another one."""
+    office = member.office
+    root = root or office.core.ledger.state.states[round]
+    said = loss_message(office.run, round, root, in_micro(loss))
     return {
         "report": messages.Report(
             state_round=round,
             state_root=member.root,
             phase="x",
-            validation=messages.Validation(round=round, loss=loss),
+            validation=messages.Validation(
+                round=round, loss=loss, signature=member.identity.sign(said).hex()
+            ),
         )
     }
 
@@ -648,6 +654,8 @@ async def test_a_validation_loss_is_taken_from_those_who_were_asked_for_it(
     one.root = root
     await _whole_round(office, members)
     one.root = (await one.beat()).root
+    await one.beat(**_evaluated(one, 1, 3.0, root=OTHER))
+    assert rounds[1].validation is None, "it has measured what the run went back behind"
     await one.beat(**_evaluated(one, 1, 5.0))
     assert rounds[1].validation == 5.0, "also when it took longer than the round"
 

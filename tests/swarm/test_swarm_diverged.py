@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -40,22 +41,26 @@ async def test_a_run_that_diverges_goes_back_and_learns_on_by_other_rules(
         assert "Training went astray though nobody cheated" in page
         decoded, fold = ledger_of(coordinator)
         await artel("amend", "lr=3e-3", "--why", "as it was")
-        await swarm.wait_for(round_at_least(TOO_HIGH_FROM + 6), "the run goes on", 600)
-        after = await swarm.status()
+        index, diverged = next(
+            (index, entry.body)
+            for index, entry in enumerate(decoded)
+            if isinstance(entry.body, entries.TrainingDiverged)
+        )
+        now, before = diverged.medians()
+
+        def learns(status: dict[str, Any]) -> bool:
+            newest = status["validation"]["last"]
+            return newest["round"] > TOO_HIGH_FROM and 1e6 * newest["loss"] < 1.05 * before
+
+        # It may go back once more, since the first of these rounds had begun before that was said.
+        await swarm.wait_for(learns, "it learns again", 600)
         await artel("stop", "--why", "seen enough")
         await swarm.wait_finished()
-    index, diverged = next(
-        (index, entry.body)
-        for index, entry in enumerate(decoded)
-        if isinstance(entry.body, entries.TrainingDiverged)
-    )
     (back,) = (e.body for e in decoded if isinstance(e.body, entries.RolledBack))
     assert back.state <= diverged.better < diverged.state
     assert diverged.state > TOO_HIGH_FROM
     assert not any(account.barred for account in fold.accounts.values()), "nobody is to blame"
-    now, before = diverged.medians()
     assert now > 1.25 * before
-    assert 1e6 * after["validation"]["last"]["loss"] < 1.1 * before, "it learns again"
     capsys.readouterr()
     assert cli.main(["ledger", "explain", str(index), "--home", str(coordinator)]) == 0
     assert "nobody is to blame" in capsys.readouterr().out
