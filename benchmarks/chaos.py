@@ -93,7 +93,7 @@ class Chaos:
             seed=options.seed,
             disks=disks,
             tell=self.say,
-            coordinator_options=("--recompute", "3"),
+            coordinator_options=("--recompute", "3", "--release-every", "0"),
         )
         with run_file.open("a") as file:
             standbys = f'standbys = ["{self.swarm.standby_key()}"]'

@@ -56,12 +56,10 @@ class ChaosSwarm(FaultySwarm):
 
     :param disks: homes may be mounted (:func:`own_mounts`)
     :param tell: where a line for people goes
-    :param coordinator_options: further arguments of both coordinators
     """
 
     disks: bool = False
     tell: Callable[[str], None] = print
-    coordinator_options: tuple[str, ...] = ()
     problems: list[str] = field(default_factory=list)
     """What ended that had no reason to."""
     away: dict[int, float] = field(default_factory=dict)

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from artel.coordinator.local_run import LocalRun, Status, finished
@@ -17,8 +18,12 @@ PATIENCE_S = 280.0
 """A busy machine takes its time; what never comes is all that this is for."""
 
 
+@dataclass
 class Swarm(LocalRun):
     """A :class:`LocalRun` to experiment with."""
+
+    coordinator_options: tuple[str, ...] = ("--release-every", "0")
+    """A release would be measured, too."""
 
     async def start(self, nodes: int = 3) -> None:
         """Start the coordinator, and then this many nodes."""

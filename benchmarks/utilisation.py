@@ -149,6 +149,7 @@ def measure(
             0,
             tether.command(
                 *("coordinator", "start", str(run_file), "--home", str(home), "--json"),
+                *("--release-every", "0"),
                 *("--http", "127.0.0.1:0", "--listen", f"/ip4/{links.address(0)}/tcp/4200"),
             ),
             stdout=subprocess.PIPE,

@@ -65,6 +65,7 @@ def status_facts(core: Coordinator, release: ReleaseFacts | None = None) -> dict
         "total": rules.total,
         "paused": rules.paused,
         "stuck": core.ledger.state.stuck,
+        "setbacks": core.ledger.state.kinds.get("diverged", 0),
         "amendments": [
             {"entry": one.index, "round": one.round, "changes": one.changes}
             for one in core.ledger.state.amendments
@@ -109,6 +110,7 @@ def gauges(status: dict[str, Any]) -> Iterator[Metric]:
     yield metric("artel_ledger_entries", "Entries of the ledger.", ledger["size"])
     yield metric("artel_ledger_final_entries", "Entries that are final.", ledger["final"])
     yield metric("artel_validation_loss", "Nats per token.", newest and newest["loss"])
+    yield metric("artel_setbacks_total", "How often training diverged.", status["setbacks"])
     yield metric("artel_round_seconds", "Of the last round.", last["seconds"], "phase")
     yield metric("artel_round_tokens", "Accepted in the last round.", last["tokens"])
     yield metric("artel_computing_ratio", "Of the nodes' time in it.", last["computing"])
@@ -333,6 +335,7 @@ class StatusFacts(Record):
     total: Count
     paused: bool
     stuck: bool
+    setbacks: Count
     amendments: list[AmendmentFacts]
     attempt: Count
     state_root: str

@@ -70,6 +70,7 @@ class LocalRun:
     :param run_file: the run that the coordinator publishes
     :param node_options: further arguments of every ``artel node start``
     :param http_port: port of the page, 0 for a free one
+    :param coordinator_options: further arguments of ``artel coordinator start``
 
     Use it as an async context manager; nothing of it is left running behind the block.
     """
@@ -78,6 +79,7 @@ class LocalRun:
     run_file: Path
     node_options: tuple[str, ...] = ("--threads", "1")
     http_port: int = 0
+    coordinator_options: tuple[str, ...] = ()
     coordinator: Program | None = None
     nodes: dict[int, Program] = field(default_factory=dict)
     invite: str = ""
@@ -108,6 +110,7 @@ class LocalRun:
             "the coordinator",
             home,
             *("coordinator", "start", str(self.run_file), "--home", str(home), "--json"),
+            *self.coordinator_options,
             *("--http", f"127.0.0.1:{self.http_port}", "--listen", self._listen),
             output=asyncio.subprocess.PIPE,
         )

@@ -13,7 +13,7 @@ from artel.ledger.cli.opening import KeyFile
 from artel.node.account_link import ANSWER, ASK, Linked, LinkRequest, answer, ask
 from artel.node.owner_commands import DEFAULT_HOME, NodeHome
 from artel.protocol import commandline, identity
-from artel.protocol.commandline import AsJson, Folder, Table, show
+from artel.protocol.commandline import AsJson, Folder, Table, agreed, show
 from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.paths import expanded
@@ -157,8 +157,8 @@ def _answered(home: Path, asked: LinkRequest, key: Path | None, yes: bool) -> st
                 name = view.state.keys.get(owner.key, "")
     for said in _told(asked, name or owner.key):
         print(said, file=sys.stderr)
-    if not yes and input("answer yes to take it on: ").strip().lower() not in ("y", "yes"):
-        raise UsageError("it was not taken on", "answer yes, or give --yes")
+    if not yes and not agreed("Take it on? [y/N] "):
+        raise UsageError("it was not taken on", "answer y, or give --yes")
     print("on the node's machine: artel account link LINE, with this line", file=sys.stderr)
     return answer(asked, owner, keyfiles.recovery_of(home), name)
 

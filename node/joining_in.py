@@ -13,8 +13,8 @@ from pathlib import Path
 from artel.node.finding import listing_of
 from artel.node.taking_part import NodeOptions, take_part
 from artel.protocol import commandline
-from artel.protocol.commandline import Folder, fields
-from artel.protocol.errors import EXIT_OK, UsageError
+from artel.protocol.commandline import Folder, agreed, fields
+from artel.protocol.errors import EXIT_OK
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.listing import newest
 from artel.protocol.manifest import Manifest
@@ -69,7 +69,7 @@ def join(
     folder = expanded(home) if home is not None else _folder(manifest, invite.run)
     for line in _sheet(manifest, invite.run, members, node, folder):
         print(line)
-    if not yes and not _agreed():
+    if not yes and not agreed("\nTake part with this machine? [y/N] "):
         print("not joined")
         return EXIT_OK
     print(f"home {folder}; go on later with: artel node start --home {shlex.quote(str(folder))}")
@@ -119,14 +119,6 @@ def _sheet(
     yield str(fields(rows))
     yield ""
     yield from PRIVACY
-
-
-def _agreed() -> bool:
-    print("\nTake part with this machine? [y/N] ", end="", flush=True)
-    try:
-        return input().strip().lower() in ("y", "yes")
-    except EOFError:
-        raise UsageError("nobody is there to say yes", "add --yes") from None
 
 
 def pace_of(manifest: Manifest, device: str, cores: int) -> SpeedGuess:

@@ -56,6 +56,18 @@ def group(name: str, about: str | None, exits: Mapping[int, str] | None) -> App:
     )
 
 
+def agreed(question: str) -> bool:
+    """Whether a person says yes; asked on stderr, since stdout may be what a script reads.
+
+    :raises UsageError: nobody is there
+    """
+    print(question, end="", file=sys.stderr, flush=True)
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        raise UsageError("nobody is there to say yes", "add --yes") from None
+
+
 def _default(value: Any) -> str | None:
     """A default as the help shows it; None where there is nothing to show."""
     if isinstance(value, tuple) and not hasattr(value, "_fields"):

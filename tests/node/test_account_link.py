@@ -71,7 +71,7 @@ def test_two_machines_and_two_lines(
     line = capsys.readouterr().out
     node = identity.load(here / "node.key")
     assert line.strip() == ask(node, world.run, 1)
-    monkeypatch.setattr("builtins.input", lambda _: "no")
+    monkeypatch.setattr("builtins.input", lambda: "no")
     assert cli.main(["account", "link", line, "--home", str(there)]) == 2
     assert node.peer_id in capsys.readouterr().err
     assert cli.main(["account", "link", line, "--home", str(there), "--yes"]) == 0

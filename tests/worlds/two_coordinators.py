@@ -69,6 +69,7 @@ class Two(Swarm):
             f"the {name}",
             home,
             *("coordinator", *command, "--home", str(home), "--json", "--verbose"),
+            *("--release-every", "0"),
             *("--http", "127.0.0.1:0", "--listen", LOOPBACK),
             output=asyncio.subprocess.PIPE,
         )
