@@ -21,6 +21,8 @@ Errors are ``{"error": ..., "hint": ...}`` with a fitting status code.
 from __future__ import annotations
 
 import asyncio
+import os
+from collections import Counter
 from collections.abc import Hashable, Mapping
 from functools import partial
 
@@ -40,9 +42,11 @@ from artel.ledger.web.server import Gate
 from artel.ledger.web.site import LedgerSite
 from artel.protocol.invite import Invite
 from artel.protocol.net.doors import Directory, public_runs
+from artel.protocol.net.limits import network_of, used_up
 
-DOWNLOADS = 4
-"""Visitors who fetch the model at the same time: the line is that of the rounds, too."""
+DOWNLOADS = 8
+"""Of the model at the same time: the line is that of the rounds, too. One address has half of them,
+at most."""
 CHUNK_BYTES = 1 << 20
 DEFAULT_ROUNDS, MAX_ROUNDS = 50, 1000
 _LAST = {"type": "integer", "minimum": 1, "maximum": MAX_ROUNDS, "default": DEFAULT_ROUNDS}
@@ -58,7 +62,7 @@ class RunPage:
     def __init__(self, core: Coordinator, invite: str, releases: Releases | None = None) -> None:
         self._core, self._releases = core, releases
         self.invite = invite
-        self._downloads = asyncio.Semaphore(DOWNLOADS)
+        self._downloads = Counter[str]()  # by network
         self.site = LedgerSite(
             core.ledger.store,
             core.heads,
@@ -113,18 +117,22 @@ class RunPage:
     async def _model(self, request: web.Request) -> web.StreamResponse:
         if self._releases is None or self._release is None:
             return error(404, "no model is offered here", "artel model export makes one of a home")
-        if self._downloads.locked():
+        visitor = network_of(request.remote or "")
+        if used_up(self._downloads, DOWNLOADS, visitor):
             return busy("too many are fetching the model", 503)
         name = f"{self._core.manifest.config.run.name}-{self._release.round}.tar"
         said = {"Content-Disposition": f'attachment; filename="{name}"', "Content-Type": BYTES}
         answer = web.StreamResponse(headers=said)
-        # Another one may take its name meanwhile; what is open is read to its end.
-        async with self._downloads:
+        self._downloads[visitor] += 1
+        try:
+            # Another one may take its name meanwhile; what is open is read to its end.
             with self._releases.file.open("rb") as file:
-                answer.content_length = self._release.bytes
+                answer.content_length = os.fstat(file.fileno()).st_size
                 await answer.prepare(request)
                 while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                     await answer.write(data)
+        finally:
+            self._downloads -= Counter((visitor,))
         return answer
 
     @says("Numbers of the newest rounds.", api.RoundsFacts, last=_LAST)
