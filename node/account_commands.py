@@ -12,14 +12,19 @@ from cyclopts import Parameter
 from artel.ledger.cli.opening import KeyFile
 from artel.node.account_link import ANSWER, ASK, Linked, LinkRequest, answer, ask
 from artel.node.owner_commands import DEFAULT_HOME, NodeHome
-from artel.protocol import commandline, identity
-from artel.protocol.commandline import AsJson, Folder, Table, agreed, show
+from artel.protocol import commandline, identity, options
+from artel.protocol.commandline import AsJson, Folder, Table, agreed, show, value
 from artel.protocol.errors import EXIT_OK, ArtelError, UsageError
 from artel.protocol.invite import PREFIX, Invite
 from artel.protocol.paths import expanded
 
 JOINED = Path("~/.local/share/artel")
 """Where ``artel join`` makes homes."""
+
+
+def _run(text: str) -> str:
+    """The run of an id, or of an invite."""
+    return Invite.decode(text).run if PREFIX in text else options.run_id(text)
 
 
 app = commandline.group(
@@ -86,7 +91,9 @@ def link(
     /,
     *,
     home: NodeHome = DEFAULT_HOME,
-    run: Annotated[str, Parameter(metavar="RUN", help="its id or an invite, in a new home")] = "",
+    run: Annotated[
+        str, value(_run, "RUN"), Parameter(help="its id or an invite, in a new home")
+    ] = "",
     key: KeyFile = None,
     yes: Annotated[bool, Parameter(help="do not ask")] = False,
 ) -> int:
@@ -134,8 +141,6 @@ def _asked(home: Path, run: str) -> str:
     seq = 1
     if (home / "manifest.json").exists():
         _, run = read_manifest(home / "manifest.json")
-    elif PREFIX in run:
-        run = Invite.decode(run).run
     elif not run:
         raise UsageError(f"{home} has not joined a run yet", "say which: --run INVITE or --run ID")
     node = identity.load_or_create(home / "node.key")

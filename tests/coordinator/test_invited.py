@@ -80,7 +80,7 @@ async def test_an_invite_names_a_standby_that_came_later(
     # Whoever published the first one is told; of the other standbys nothing is known.
     said = capsys.readouterr().out
     assert said.startswith(f"The invite names {short_peer(STANDBYS[1].peer_id)} now, ")
-    assert f"--join {shown} " in said
+    assert f"artel join {shown}\n" in said
     # Started again, it says so from the beginning, and nothing of it later.
     again = process(tmp_path)
     assert await again.invited() == shown
