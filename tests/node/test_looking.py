@@ -66,7 +66,10 @@ def test_each_trouble_comes_with_what_to_do() -> None:
     assert len(list(troubles(NOW | WRONG))) == len(WRONG)
 
 
-def test_in_a_terminal_a_picture_says_what_how_fast_what_for_and_until_when() -> None:
+def test_in_a_terminal_a_picture_says_what_how_fast_what_for_and_until_when(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
     ours, theirs = pty.openpty()
     now = [0.0]
     with os.fdopen(theirs, "w") as out, Panel(out, drawn=True, clock=lambda: now[0]) as panel:
