@@ -97,7 +97,8 @@ class Releases:
 
     async def _make(self) -> None:
         folder = self._home / "release.new"
-        shutil.rmtree(folder, ignore_errors=True)
+        for left in self._home.glob(f"*{folder.name}*"):  # a child was killed with this process
+            shutil.rmtree(left, ignore_errors=True)
         artel = (sys.executable, "-P", "-m", "artel", "model", "export", str(folder))
         nice = "/usr/bin/env", "nice", "-n", "19"
         await output_of("artel model export", *nice, *artel, "--home", str(self._home))
