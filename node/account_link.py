@@ -66,9 +66,8 @@ class Linked:
         account, node = (dsse.decode(text.encode()) for text in (said.account, said.node))
         (key,) = {*account.verify(), *node.verify()}
         registered, bound = (entries.decode(each.encode()).body for each in (account, node))
-        assert isinstance(registered, entries.AccountBody)
-        assert isinstance(bound, entries.Node)
-        if registered.run != bound.run:
+        kinds = isinstance(registered, entries.AccountBody) and isinstance(bound, entries.Node)
+        if not kinds or registered.run != bound.run:
             raise ValueError
         names = {name: getattr(bound, name) for name in LinkRequest.model_fields}
         return cls(key, account, node, LinkRequest(**names))
@@ -146,5 +145,5 @@ def answer(asked: LinkRequest, owner: Identity, recovery: str, name: str) -> str
 def _read(said: _Said) -> Linked:
     try:
         return Linked.read(said)
-    except (ArtelError, ValueError, AssertionError):
+    except (ArtelError, ValueError):
         raise UsageError("the answer of an account does not hold what it should", _AGAIN) from None

@@ -55,7 +55,10 @@ def test_the_tutorials_hold_from_an_installed_wheel(tmp_path: Path) -> None:
     subprocess.run([*pip, tmp_path, tree], check=True, timeout=300)
     [wheel] = tmp_path.glob("*.whl")
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/run_tutorial.py", wheel, tmp_path / "folder"],
+        [
+            *(sys.executable, ROOT / "tests/run_tutorial.py", wheel, tmp_path / "folder"),
+            *("--within", "120"),
+        ],
         capture_output=True,
         text=True,
         check=False,
