@@ -103,7 +103,7 @@ def link(
     it prints an answer. On the node's machine with the answer: the node works for the account from
     its next start on. The lines are no secrets. A conviction of one node bars the whole account.
 
-    example: artel account link --home node-2 --run artel1.eyJwZWVycyI6…
+    example: artel account link --home node-2
 
     :param line: that the other machine has printed
     """
